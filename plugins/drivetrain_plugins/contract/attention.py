@@ -1,6 +1,6 @@
 """Paged attention: from packed projections to the mixed values, keys and values kept in pages.
 
-T tokens, R rows (sequences), H query heads, G key-value heads, K head size, P positions of a rotary table, D = rotary size.
+T tokens, R rows (sequences), H query heads, G key-value heads, K head size, P rotary positions, F rotary pairs.
 """
 
 from __future__ import annotations
@@ -113,10 +113,11 @@ class PagedAttention(ABC):
         heads, kv_heads, size = spec.num_heads, spec.num_kv_heads, spec.head_dim
         if spec.clip_qkv is not None:
             qkv_TX = qkv_TX.clamp(-spec.clip_qkv, spec.clip_qkv)
-        q, k, v = qkv_TX.split((heads * size, kv_heads * size, kv_heads * size), dim=-1)
-        q_THK = reference.qk_norm(q, layer.q_norm, heads) if layer.q_norm else q.unflatten(-1, (heads, size))
-        k_TGK = reference.qk_norm(k, layer.k_norm, kv_heads) if layer.k_norm else k.unflatten(-1, (kv_heads, size))
-        v_TGK = v.unflatten(-1, (kv_heads, size))
+        q_end, k_end = heads * size, (heads + kv_heads) * size
+        q, k, v = qkv_TX[:, :q_end], qkv_TX[:, q_end:k_end], qkv_TX[:, k_end:]
+        q_THK = reference.qk_norm(q, layer.q_norm, heads) if layer.q_norm else q.view(-1, heads, size)
+        k_TGK = reference.qk_norm(k, layer.k_norm, kv_heads) if layer.k_norm else k.view(-1, kv_heads, size)
+        v_TGK = v.view(-1, kv_heads, size)
         if layer.rotary is not None:
             q_THK, k_TGK = reference.rotate(q_THK, k_TGK, self.positions(plan), layer.rotary)
         self.write(k_TGK, v_TGK, layer, cache, plan)

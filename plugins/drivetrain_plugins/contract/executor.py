@@ -1,4 +1,4 @@
-"""What runs steps. Core has one that drives a backend's ops; a vendor whose device runs no torch modules brings its own."""
+"""What runs steps. Core's own drives a backend's ops; a vendor whose device runs no torch modules brings another."""
 
 from __future__ import annotations
 

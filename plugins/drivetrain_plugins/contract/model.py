@@ -9,7 +9,8 @@ Canonical weight names, in the (out, in) order of a linear layer; `{i}` is the l
     layers.{i}.mlp.gate.weight, mlp.up.weight (F, D)  mlp.down.weight (D, F)   and .bias
     final_norm.weight|bias (D)   lm_head.weight (V, E)   lm_head.bias (V)   unembed.project.weight (E, D)
 
-V vocabulary, D hidden size, E embedding size (D unless projected), H query heads, G key-value heads, K head size, F inner size.
+V vocabulary, D hidden size, E embedding size (D unless projected), H query heads, G key-value heads, K head size,
+F inner size.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class QKNormSpec:
     """Norm of queries and keys before rotary.
 
     Attributes:
-        span: "head" shares one weight (K) over heads, "heads" has a weight (H, K) a head, "full" norms all heads together.
+        span: "head" shares one weight (K), "heads" has one a head (H, K), "full" norms all heads together (H K).
     """
 
     norm: NormSpec

@@ -1,6 +1,7 @@
 """Request state that lives on the device between steps, and the inputs that `prepare` makes from it.
 
-S slots (the last is the dummy slot of padding), P page-table columns, V vocabulary, C slot columns, R rows, T tokens, K samples.
+S slots (the last is the dummy slot of padding), P page-table columns, V vocabulary, C slot columns, R rows, T tokens,
+K samples.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def qk_norm(x_TX: torch.Tensor, weights: NormWeights, num_heads: int) -> torch.T
     width = x_TX.shape[-1]
     weight = weights.weight
     if weight is not None and weight.ndim == 1 and weight.shape[0] == width and num_heads > 1:
-        return norm(x_TX, weights).unflatten(-1, (num_heads, width // num_heads))
-    return norm(x_TX.unflatten(-1, (num_heads, width // num_heads)), weights)
+        return norm(x_TX, weights).view(-1, num_heads, width // num_heads)
+    return norm(x_TX.view(-1, num_heads, width // num_heads), weights)
 
 
 def rotate(
