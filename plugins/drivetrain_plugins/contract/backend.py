@@ -18,6 +18,7 @@ from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import Ops
 from drivetrain_plugins.contract.runtime import Runtime
 from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.errors import BackendError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,14 @@ class Device(ABC):
     def unsupported(self, spec: DecoderSpec, limits: ExecutorLimits) -> list[str]:
         """Reasons why this model under these limits cannot be served; empty if it can. Said before work begins."""
         return capability_gaps(self.capabilities, spec, limits)
+
+    def classify(self, error: Exception) -> BackendError | None:
+        """What an exception out of an op or a runtime call means, or None if it is a bug and not the device's state.
+
+        Out of memory becomes `OutOfMemory` (one request fails), a dead device `DeviceLost` (the worker ends).
+        """
+        del error
+        return None
 
     def executor(self) -> Executor | None:
         """The device's own executor, or None to let core drive the parts above."""
