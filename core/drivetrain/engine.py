@@ -149,7 +149,7 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached page that no request uses."""
-        self._scheduler.reset_prefix_cache()
+        self._scheduler.clear_prefixes()
 
     def stats(self) -> EngineStats:
         """Gauges and counters of this moment."""
@@ -229,7 +229,7 @@ class Engine:
         if output.logprobs is not None:
             sampled = (row.request for row in schedule.rows if row.samples)
             places = {request: place for place, request in enumerate(sampled)}
-        for landed in self._scheduler.land(schedule, output.token_ids.tolist()):
+        for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
             request, reason = landed.request, landed.finish_reason
             owner = self._owners.get(request)
             if owner is None:
@@ -261,7 +261,7 @@ class Engine:
     def _fail(self, schedule: Schedule, error: OutOfMemory, updates: list[Update]) -> None:
         """A step ran out of memory: the request with the most tokens in it fails, the others are computed again."""
         blamed = max(schedule.rows, key=lambda row: row.num_tokens).request
-        for failed in self._scheduler.fail(schedule, [blamed]):
+        for failed in self._scheduler.fail(schedule, blamed):
             owner = self._owners.get(failed)
             if owner is not None:
                 request_id, index = owner

@@ -52,10 +52,16 @@ class Request:
     """What, besides the tokens, the KV depends on or must not be shared across: tenant, adapter, media."""
     max_total: int
     """Prompt and answer together have at most so many tokens."""
+    seed: int = 0
+    """64 bits; with the position it decides the noise of each draw."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that are never completed."""
     parent: Request | None = None
     """The first of n completions of one prompt; this one takes the prompt's KV over from it. A parent computes
     `prompt_logprobs` for all of them."""
 
+    plain_greedy: bool = field(init=False)
+    """Whether the sampler only has to take the likeliest token."""
     tokens: array[int] = field(init=False)
     """Prompt and every output that has landed."""
     num_computed: int = 0
@@ -101,6 +107,14 @@ class Request:
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt_ids)
+        params = self.params
+        self.plain_greedy = params.greedy and not (
+            params.penalized
+            or params.logit_bias
+            or params.min_tokens
+            or self.bad_word_ids
+            or params.logprobs is not None
+        )
         self.awaited = self.parent
 
     @property

@@ -478,14 +478,14 @@ class Scheduler:
             return FinishReason.STOP
         return FinishReason.LENGTH if length >= request.length_limit else None
 
-    def fail(self, schedule: Schedule) -> list[Landed]:
+    def fail(self, schedule: Schedule, blamed: Request) -> list[Request]:
         """Gives up a step in flight that the device could not do; the engine goes on.
 
-        Its requests end with ERROR. What it published is forgotten, and requests of later steps that took over its
-        pages start again.
+        The blamed request ends with ERROR. The step's other requests are computed again, as after a preemption. What the
+        step published is forgotten, and requests of later steps that took over its pages start again too.
 
         Returns:
-            The requests that ended, without new tokens.
+            The requests that ended.
 
         Raises:
             ValueError: the step is not in flight.
@@ -493,19 +493,23 @@ class Scheduler:
         if schedule not in self._in_flight:
             raise ValueError(f"fail: step {schedule.step_id} is not in flight")
         later = [step for step in self._in_flight if step.step_id > schedule.step_id]
-        self._in_flight.remove(schedule)
         for step in (schedule, *later):
             self._kv.unpublish(step.published)
             step.published = []
-        landed: list[Landed] = []
+        ended: list[Request] = []
         for row in schedule.rows:
-            if row.request.status is not Status.FINISHED:
+            if row.request.status is Status.FINISHED:
+                continue
+            if row.request is blamed:
                 self._end(row.request, FinishReason.ERROR)
-                landed.append(Landed(row.request, [], FinishReason.ERROR))
+                ended.append(row.request)
+            else:
+                self._restart(row.request)
         for step in later:
             for row in step.rows:
                 if row.admitted and row.start > 0 and row.request.status is not Status.FINISHED:
                     self._restart(row.request)
+        self._in_flight.remove(schedule)
         older = [step for step in self._in_flight if step.step_id < schedule.step_id]
         if older:  # which may hold rows of the same requests
             older[-1].ended += schedule.ended
@@ -513,7 +517,7 @@ class Scheduler:
             older[-1].held_slots += schedule.held_slots
         else:
             self._settle(schedule)
-        return landed
+        return ended
 
     def _restart(self, request: Request) -> None:
         """Forgets what the steps in flight compute for a request that read pages which were never written."""
