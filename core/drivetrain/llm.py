@@ -136,10 +136,8 @@ class LLM:
             RequestFailed: the engine failed a request.
         """
         many = [prompts] if _is_one(prompts) else list(prompts)
-        return self._run(
-            [self._job(prompt, chosen) for prompt, chosen in zip(many, _spread(params, len(many)), strict=True)],
-            progress,
-        )
+        chosen = _spread(params, len(many))
+        return self._run([self._job(*pair) for pair in zip(many, chosen, strict=True)], progress)
 
     def chat(
         self,
