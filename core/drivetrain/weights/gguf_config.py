@@ -13,7 +13,6 @@ from typing import Any
 from drivetrain.errors import UnsupportedModel, WeightError
 from drivetrain.weights.gguf_header import GGUFHeader
 
-
 Config = dict[str, Any]
 
 
