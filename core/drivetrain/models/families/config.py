@@ -91,12 +91,11 @@ class ModelConfig:
         if not self.given(key):
             return None
         value = self._values[key]
-        if not isinstance(value, list | tuple):
+        items = cast(Sequence[object], value) if isinstance(value, list | tuple) else (None,)
+        strings = [item for item in items if isinstance(item, str)]
+        if len(strings) != len(items):
             raise self.refuse(key, value, "a list of strings")
-        items = cast(Sequence[object], value)
-        if not all(isinstance(item, str) for item in items):
-            raise self.refuse(key, value, "a list of strings")
-        return [str(item) for item in items]
+        return strings
 
     def section(self, key: str) -> ModelConfig | None:
         """A nested table, or None where the key is not given."""
