@@ -92,8 +92,8 @@ class DenseAttention(PagedAttention):
 
     def write(self, k_TGK: torch.Tensor, v_TGK: torch.Tensor, layer: AttentionLayer, cache: Any, plan: Any) -> None:
         keys, values = cache[layer.index]
-        keys[plan.inputs.kv_slots_T] = k_TGK
-        values[plan.inputs.kv_slots_T] = v_TGK
+        keys[plan.inputs.kv_slots_T] = k_TGK.to(keys.dtype)
+        values[plan.inputs.kv_slots_T] = v_TGK.to(values.dtype)
 
     def attend(self, q_THK: torch.Tensor, layer: AttentionLayer, cache: Any, plan: Any) -> torch.Tensor:
         inputs, spec = plan.inputs, layer.spec
