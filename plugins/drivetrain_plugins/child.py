@@ -34,7 +34,7 @@ def serve(task: str, argument: str, answer_fd: int, alarm_s: float) -> None:
     try:
         line = _encode(answer)
     except (TypeError, ValueError, RecursionError) as error:
-        line = _encode({"failure": f"gave back what cannot be sent as JSON: {error}"})
+        line = _encode({"failure": f"its answer cannot be sent as JSON: {error}"})
     with open(answer_fd, "wb", closefd=False) as pipe:
         pipe.write(line)
     sys.stdout.flush()

@@ -115,7 +115,7 @@ def _read_entry_points() -> tuple[list[Origin], list[BackendState]]:
         if ENTRY_POINT_GROUP not in text:
             continue
         try:
-            name, version = distribution.metadata["Name"], distribution.version
+            name, version = _name_and_version(distribution)
             entry_points = list(_of_group(distribution, name, version))
         except Exception as error:  # metadata is other people's text and its parsers raise what they like
             rejected.append(_unreadable(distribution, error))
@@ -131,6 +131,13 @@ def _of_group(distribution: importlib.metadata.Distribution, name: str, version:
     for entry_point in distribution.entry_points:
         if entry_point.group == ENTRY_POINT_GROUP:
             yield Origin(distribution=name, version=version, entry_point=entry_point.name, target=entry_point.value)
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    metadata = distribution.metadata
+    if "Name" not in metadata or "Version" not in metadata:
+        raise ValueError("it has no name or no version")
+    return metadata["Name"], metadata["Version"]
 
 
 def _unreadable(distribution: importlib.metadata.Distribution, error: Exception) -> BackendState:

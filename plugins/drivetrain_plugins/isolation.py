@@ -21,9 +21,10 @@ from typing import IO
 from drivetrain_plugins.child import BOOTSTRAP
 
 MAX_ANSWER_BYTES = 1 << 20
-MAX_OUTPUT_LINES = 8
+MAX_OUTPUT_LINES = 12
 MAX_OUTPUT_BYTES = 4096
 ORPHAN_MARGIN_S = 5.0
+IMPORT_MACHINERY = 'File "<frozen importlib'  # stack frames that would crowd out the plugin's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,8 @@ class _Child:
             size = output.seek(0, os.SEEK_END)
             output.seek(max(0, size - MAX_OUTPUT_BYTES))
             text = output.read().decode("utf-8", "replace")
-        return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-MAX_OUTPUT_LINES:]
+        lines = (line.rstrip() for line in text.splitlines())
+        return tuple(line for line in lines if line and IMPORT_MACHINERY not in line)[-MAX_OUTPUT_LINES:]
 
 
 def _signal_name(number: int) -> str:

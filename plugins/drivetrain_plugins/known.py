@@ -57,6 +57,7 @@ def _absence(backend: KnownBackend, root: Path) -> BackendState:
         reason = f"not installed; no {backend.hardware} found (looked for {', '.join(backend.signs)})"
         next_step = ""
     else:
-        reason = f"not installed, although {backend.hardware} driver files are there ({sign})"
+        article = "an" if backend.hardware[0] in "AEIO" else "a"
+        reason = f"not installed, although the driver of {article} {backend.hardware} is loaded ({sign})"
         next_step = backend.install
     return BackendState(name=backend.name, status=Status.UNAVAILABLE, reason=reason, next_step=next_step)

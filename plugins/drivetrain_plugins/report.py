@@ -51,7 +51,7 @@ def report_on(surveyed: Survey, requested: str = AUTO) -> BackendsReport:
     except BackendError as error:
         selected, selection = None, str(error)
     else:
-        selected, selection = chosen.name, _why(chosen, requested)
+        selected, selection = chosen.name, _why(chosen, surveyed, requested)
     return BackendsReport(
         contract_version=CONTRACT_VERSION,
         requested=requested,
@@ -62,7 +62,10 @@ def report_on(surveyed: Survey, requested: str = AUTO) -> BackendsReport:
     )
 
 
-def _why(chosen: BackendState, requested: str) -> str:
+def _why(chosen: BackendState, surveyed: Survey, requested: str) -> str:
     if requested != AUTO:
         return f"{chosen.name!r} is used because it was asked for."
-    return f"{chosen.name!r} is used because it has the highest priority, {chosen.priority}, among the ready ones."
+    if len(surveyed.ready) == 1:
+        return f"{chosen.name!r} is used because it is the only one that is ready."
+    names = ", ".join(state.name for state in surveyed.ready)
+    return f"{chosen.name!r} is used because its priority, {chosen.priority}, is the highest among the ready ones ({names})."

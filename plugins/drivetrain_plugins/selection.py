@@ -8,6 +8,7 @@ from drivetrain_plugins.suggestion import did_you_mean
 from drivetrain_plugins.survey import Survey
 
 AUTO = "auto"
+NOTHING_INSTALLED = "No backend is installed. Install drivetrain again: its CPU backend comes with it."
 
 
 def select_backend(surveyed: Survey, requested: str = AUTO) -> BackendState:
@@ -32,8 +33,9 @@ def _requested(surveyed: Survey, name: str) -> BackendState:
             return state
     if not candidates:
         names = {state.name for state in surveyed.states}
+        suggestion = did_you_mean(name, names) or "."
         raise BackendNotReady(
-            f"There is no backend {name!r}{did_you_mean(name, names)}."
+            f"There is no backend {name!r}{suggestion}"
             f" Known here: {', '.join(sorted(names)) or 'none'}.{_ready(surveyed)}"
         )
     reasons = " ".join(f"{_sentence(state)}{_next_step(state)}" for state in candidates)
@@ -43,7 +45,7 @@ def _requested(surveyed: Survey, name: str) -> BackendState:
 def _highest(surveyed: Survey) -> BackendState:
     if not surveyed.ready:
         lines = "".join(f"\n  {state.summary()}.{_next_step(state)}" for state in surveyed.states)
-        raise NoBackendReady(f"No backend can serve here.{lines}" if lines else "No backend is installed.")
+        raise NoBackendReady(f"No backend can serve here.{lines}" if lines else NOTHING_INSTALLED)
     highest = max(state.priority or 0 for state in surveyed.ready)
     first, *others = [state for state in surveyed.ready if (state.priority or 0) == highest]
     if others:

@@ -283,7 +283,11 @@ def test_a_distribution_with_unreadable_metadata_is_reported(packages: PluginPac
 def test_a_distribution_without_a_name_is_reported(packages: PluginPackages) -> None:
     packages.install("bad")
     (packages.folder / "bad-1.2.dist-info" / "METADATA").unlink()
-    assert rejected(discover(), "bad").status is Status.BROKEN
+    state = rejected(discover(), "bad")
+    assert state.status is Status.BROKEN
+    assert state.reason == (
+        f"the metadata in {packages.folder}/bad-1.2.dist-info cannot be read: ValueError: it has no name or no version"
+    )
 
 
 def test_an_entry_point_may_name_an_object_and_extras(packages: PluginPackages) -> None:
