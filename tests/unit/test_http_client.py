@@ -13,20 +13,8 @@ from unit.sse_server import Answer, collect, events, sse_server
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 async def test_events_do_not_depend_on_how_the_bytes_are_cut(size, newline):
-    text = newline.join(
-        [
-            b": keepalive",
-            b"data: caf\xc3\xa9",
-            b"",
-            b"event: x",
-            b"data:two",
-            b"data: lines",
-            b"",
-            b"data: [DONE]",
-            b"",
-            b"",
-        ]
-    )
+    lines = "/: keepalive/data: café//event: x/data:two/data: lines//data: [DONE]//"
+    text = lines.encode().replace(b"/", newline)
     parts = [text[i : i + size] for i in range(0, len(text), size)]
     async with (
         sse_server(lambda *_: Answer(parts)) as server,
@@ -43,11 +31,10 @@ async def test_bodies_with_each_framing_are_whole(chunked, length):
 
 
 async def test_request_carries_key_path_and_body():
-    async with (
-        sse_server(lambda *_: Answer([b"{}"])) as server,
-        request(Endpoint(url=server.url + "/v1/", api_key="k"), "POST", "/v1/completions", {"n": 1}) as response,
-    ):
-        await response.read()
+    async with sse_server(lambda *_: Answer([b"{}"])) as server:
+        endpoint = Endpoint(url=server.url + "/v1/", api_key="k")
+        async with request(endpoint, "POST", "/v1/completions", {"n": 1}) as response:
+            await response.read()
     [(method, path, headers, body)] = server.requests
     assert (method, path, body) == ("POST", "/v1/completions", {"n": 1})
     assert headers["authorization"] == "Bearer k"

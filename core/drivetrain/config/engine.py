@@ -28,6 +28,9 @@ class EngineConfig:
     """Device backend by name (`drivetrain backends` lists them); `auto` takes the ready one with the highest
     priority."""
 
+    blocked_backends: tuple[str, ...] = field(default=(), metadata=placed(""))
+    """Backends, or packages of backends, that are never loaded."""
+
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(default="auto", metadata=placed(""))
     """Type of weights and activations; `auto` is the checkpoint's own where the device does it well, else the
     backend's choice."""

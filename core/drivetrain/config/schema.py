@@ -69,9 +69,9 @@ class Setting:
         if self.kind == "memory":
             return words + ("" if not self.optional else f', or "{self.unset}"')
         if self.least is not None and self.most is not None:
-            words += f" from {self.least:g} to {self.most:g}"
+            words += f" from {self._bound(self.least)} to {self._bound(self.most)}"
         elif self.least is not None:
-            words += f", at least {self.least:g}"
+            words += f", at least {self._bound(self.least)}"
         return words + (f', or "{self.unset}"' if self.optional else "")
 
     def read_text(self, text: str, where: str) -> object:
@@ -121,6 +121,9 @@ class Setting:
         if isinstance(value, tuple):
             return "[" + ", ".join(f'"{part}"' for part in cast("tuple[object, ...]", value)) + "]"
         return f"{value:g}" if isinstance(value, float) else str(value)
+
+    def _bound(self, bound: float) -> str:
+        return format_size(int(bound)) if self.kind == "size" else str(bound)
 
     def _inside(self, number: float) -> bool:
         if self.kind == "memory":

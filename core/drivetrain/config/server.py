@@ -37,6 +37,9 @@ class ServerConfig:
     api_keys_file: str | None = field(default=None, metadata=placed("server", unset="none"))
     """File with one API key a line (`#` starts a comment), read at start and added to `api_keys`."""
 
+    max_requests_per_key: int | None = field(default=None, metadata=placed("server", least=1, unset="none"))
+    """Requests that one API key may have open; more get 429 and a `Retry-After`."""
+
     metrics_public: bool = field(default=False, metadata=placed("server"))
     """Serve `/metrics` without an API key."""
 

@@ -30,7 +30,7 @@ EXPECTED: dict[Kind, str] = {
     "choice": "one of",
     "size": 'a size such as 65536 or "4MiB"',
     "memory": 'a size of at least 1MiB such as "4GiB", or a share such as "70%"',
-    "list": "a list of texts (in flags and environment: separated by commas)",
+    "list": "a list of texts",
     "table": "a table (in flags and environment: a JSON object)",
 }
 
