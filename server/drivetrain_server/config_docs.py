@@ -1,4 +1,7 @@
-"""Renders `docs/config.md` from the configuration's own fields: `python -m drivetrain_server.config_docs > docs/config.md`."""
+"""Renders `docs/config.md` from the configuration's own fields.
+
+`python -m drivetrain_server.config_docs > docs/config.md` writes it; `make docs` does that.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from drivetrain.config import SECTIONS, EngineConfig, ServerConfig, Setting, doc
 HEADER = """\
 # Configuration
 
-<!-- Written by `python -m drivetrain_server.config_docs > docs/config.md`; change the docstrings of the fields instead. -->
+<!-- Written by `make docs`; change the docstrings of the fields instead. -->
 
 One file, `drivetrain.toml`, holds everything. It is read from the working directory, or from where `--config` or the
 environment variable `DRIVETRAIN_CONFIG` points. No field is required but the model, and none names a vendor.

@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 10.0
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
-class ConnectionFailed(DrivetrainError):  # noqa: N818
+class ConnectionFailed(DrivetrainError):
     """No server answers at this address, or it broke off."""
 
 

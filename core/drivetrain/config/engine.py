@@ -45,6 +45,9 @@ class EngineConfig:
     tokenizer: str | None = field(default=None, metadata=placed(""))
     """Folder or `tokenizer.json` to use instead of the model's own."""
 
+    chat_template: str | None = field(default=None, metadata=placed(""))
+    """Jinja file to use instead of the model's own chat template."""
+
     seed: int = field(default=0, metadata=placed("", least=0, most=2**63 - 1))
     """Seed of requests that bring none, and of dummy weights."""
 

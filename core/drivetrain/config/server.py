@@ -61,9 +61,6 @@ class ServerConfig:
     max_stream_bytes: int = field(default=MIB, metadata=placed("server", least=4096, most=1024 * MIB))
     """Unread output a stream may pile up; a client slower than that is ended."""
 
-    chat_template: str | None = field(default=None, metadata=placed("server"))
-    """Jinja file to use instead of the model's own chat template."""
-
     sampling_defaults: Mapping[str, object] = field(default_factory=dict[str, object], metadata=placed("server"))
     """Sampling parameters of requests that do not set them, such as `{ temperature = 0.7 }`; they override the
     model's `generation_config.json`."""

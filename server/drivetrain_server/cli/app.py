@@ -9,16 +9,25 @@ from drivetrain.version import __version__
 
 HELP = """One LLM serving engine for any accelerator.
 
-[bold]drivetrain serve MODEL[/bold] starts an OpenAI-style server, [bold]drivetrain chat MODEL[/bold] talks to a model,
-[bold]drivetrain doctor[/bold] says what is wrong. Every field of [bold]drivetrain.toml[/bold] is also a flag and an
-environment variable."""
+- [bold]drivetrain serve MODEL[/bold] starts an OpenAI-style server.
+
+- [bold]drivetrain chat MODEL[/bold] talks to a model.
+
+- [bold]drivetrain doctor[/bold] says what is wrong.
+
+Every field of [bold]drivetrain.toml[/bold] is also a flag and an environment variable."""
 
 
-def build_app() -> typer.Typer:
-    """The whole command line, ready to be called."""
+def build_app(wanted: str | None = None) -> typer.Typer:
+    """The command line, ready to be called.
+
+    Args:
+        wanted: the command that will run; the flags of others are not declared. None declares all, for completion.
+    """
     from drivetrain_server.cli.backends import backends
     from drivetrain_server.cli.bench import bench
     from drivetrain_server.cli.chat import chat
+    from drivetrain_server.cli.config_flags import ConfiguredCommand
     from drivetrain_server.cli.doctor import doctor
     from drivetrain_server.cli.models import ls, pull
     from drivetrain_server.cli.run import run
@@ -34,7 +43,11 @@ def build_app() -> typer.Typer:
     )
     app.callback()(root)
     for command in (serve, run, chat, ls, pull, backends, doctor, bench):
-        app.command()(command)
+        if isinstance(command, ConfiguredCommand):
+            function = command.declared() if wanted in (None, command.name) else command.bare()
+        else:
+            function = command
+        app.command()(function)
     return app
 
 

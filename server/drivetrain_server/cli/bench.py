@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +38,8 @@ def bench(
 
     Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run.
     """
+    import asyncio
+
     from drivetrain_server.bench.traffic import Load
     from drivetrain_server.http_client import Endpoint
 

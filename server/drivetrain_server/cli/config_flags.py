@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, cast
+from typing import Annotated, Any, cast
 
 import typer
-from drivetrain.config import SECTIONS, Config, Setting, docs_of, load_config, settings_of
+from drivetrain.config import SECTIONS, Setting, docs_of, load_config, settings_of
 from drivetrain.errors import ConfigError
 
-P = ParamSpec("P")
 PANELS = {"": "Model and backend"} | {section: section.capitalize() for section in SECTIONS if section}
 METAVARS = {
     "count": "COUNT",
@@ -27,42 +25,73 @@ METAVARS = {
 }
 
 
-def configured(
-    *schemas: type, model_argument: bool = True
-) -> Callable[[Callable[Concatenate[Config, P], None]], Callable[..., None]]:
-    """Give a command all fields of `schemas` as flags, and `--config`; it is called with the loaded configuration.
+class ConfiguredCommand:
+    """A command that is called with the loaded configuration, and has its fields as flags.
 
-    Args:
-        model_argument: the model may also be given as the first argument without a flag.
+    Declaring the flags costs some ten milliseconds, so that is left until the command runs or shows its help.
     """
 
-    def decorate(command: Callable[Concatenate[Config, P], None]) -> Callable[..., None]:
-        settings = [(setting, schema) for schema in schemas for setting in settings_of(schema)]
+    def __init__(
+        self,
+        command: Callable[..., None],
+        schemas: Collection[type],
+        *,
+        model_argument: bool,
+        only: Collection[str] | None,
+    ) -> None:
+        self.name = command.__name__
+        self._command = command
+        self._schemas = schemas
+        self._model_argument = model_argument
+        self._only = only
+
+    def bare(self) -> Callable[..., None]:
+        """The command by name and purpose, for lists of commands."""
+
+        def listed() -> None:
+            raise AssertionError("a command that is only listed was called")
+
+        listed.__name__, listed.__doc__ = self.name, self._command.__doc__
+        return listed
+
+    def declared(self) -> Callable[..., None]:
+        """The command with all its parameters, as typer wants it."""
+        every = [(setting, schema) for schema in self._schemas for setting in settings_of(schema)]
+        settings = [(setting, schema) for setting, schema in every if self._only is None or setting.name in self._only]
         names = [setting.name for setting, _ in settings]
 
-        @wraps(command)
-        def run(*args: P.args, **values: P.kwargs) -> None:
+        def run(**values: object) -> None:
             flags = {name: cast("str | bool | None", values.pop(name)) for name in names}
             path = cast("Path | None", values.pop("config_path"))
-            argument = cast("str | None", values.pop("model_argument", None))
-            if argument is not None and flags["model"] is not None:
-                raise ConfigError(f'MODEL: got "{argument}" beside --model {flags["model"]}; give one of them')
-            flags["model"] = argument if flags["model"] is None else flags["model"]
+            if (argument := cast("str | None", values.pop("model_argument", None))) is not None:
+                if flags["model"] is not None:
+                    raise ConfigError(f'MODEL: got "{argument}" beside --model {flags["model"]}; give one of them')
+                flags["model"] = argument
             config = load_config(path, env=os.environ, flags=flags)
             if config.found:
                 print(f"drivetrain: using {config.path} in this directory", file=sys.stderr)
-            command(config, *args, **values)
+            self._command(config, **values)
 
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        leading = [_model_argument()] if model_argument else []
+        leading = [_model_argument()] if self._model_argument else []
+        own = list(inspect.signature(self._command, eval_str=True).parameters.values())[1:]
         parameters = [*leading, *own, _config_option(), *(_option(*setting) for setting in settings)]
+        run.__name__, run.__doc__ = self.name, self._command.__doc__
         keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        run.__signature__ = inspect.Signature(keyword_only)  # pyright: ignore[reportAttributeAccessIssue]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword_only}
-        del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
+        run.__signature__ = inspect.Signature(keyword_only)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
-    return decorate
+
+def configured(
+    *schemas: type, model_argument: bool = True, only: Collection[str] | None = None
+) -> Callable[[Callable[..., None]], ConfiguredCommand]:
+    """Give a command the fields of `schemas` as flags, and `--config`; its first parameter is the configuration.
+
+    Args:
+        model_argument: the model may also be given as the first argument without a flag.
+        only: names of the fields that become flags; None is all. The file and the environment may set any.
+    """
+    return lambda command: ConfiguredCommand(command, schemas, model_argument=model_argument, only=only)
 
 
 def _model_argument() -> inspect.Parameter:

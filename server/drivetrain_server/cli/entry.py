@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 from drivetrain.errors import ConfigError, DrivetrainError, ModelNotFound
 
@@ -22,15 +21,19 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: what follows the command's name; None takes them from the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments or os.environ.get("DRIVETRAIN_DEBUG", "") not in ("", "0")
-    if "--debug" in arguments:
-        arguments = [argument for argument in arguments if argument != "--debug"]
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in own or os.environ.get("DRIVETRAIN_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in own if argument != "--debug"] + arguments[len(own) :]
+    completing = "_DRIVETRAIN_COMPLETE" in os.environ
     try:
         from drivetrain_server.cli.app import build_app
 
-        build_app()(args=arguments, prog_name="drivetrain")
+        command = next((argument for argument in arguments if not argument.startswith("-")), "")
+        build_app(None if completing else command)(args=arguments, prog_name="drivetrain")
     except DrivetrainError as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
         print(error_block(error), file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else EXIT_FAILURE)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from drivetrain.config import Config, EngineConfig
 from drivetrain.errors import ConfigError
 
 from drivetrain_server.cli.config_flags import configured
+
+if TYPE_CHECKING:
+    from drivetrain_server.cli.offline import Answer
+    from drivetrain_server.cli.prompts import Prompt
 
 
 @configured(EngineConfig, model_argument=False)
@@ -29,6 +35,9 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an answer.")] = False,
 ) -> None:
     """Answer one prompt, or a file of them, without a server."""
+    import asyncio
+
+    from drivetrain_server.cli.models import with_model
     from drivetrain_server.cli.prompts import Prompt, read_prompts
 
     if (prompt is None) == (file is None):
@@ -37,11 +46,43 @@ def run(
     prompts = [Prompt(text=text)] if text is not None else read_prompts(file or Path())
     if raw and any(entry.messages is not None for entry in prompts):
         raise ConfigError(f"--raw: {file} holds messages, which need the chat template; leave --raw out")
-    answers = _answer(config, prompts, raw, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--output: the folder {output.parent} does not exist")
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    stream = text is not None and output is None and not as_json
+    answers = asyncio.run(_answer(with_model(config), prompts, given, raw=raw, stream=stream))
+    if stream:
+        return
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in answers]
     if output is not None:
         output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         typer.echo(f"wrote {len(lines)} answers to {output}", err=True)
         return
     for answer, line in zip(answers, lines, strict=True):
-        typer.echo(line if as_json else answer["text"])
+        typer.echo(line if as_json else answer.text)
+
+
+async def _answer(
+    config: Config, prompts: Sequence[Prompt], given: Mapping[str, float], *, raw: bool, stream: bool
+) -> list[Answer]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from drivetrain_server.cli.engine import open_frontend, sampling_params
+    from drivetrain_server.cli.offline import answer_all
+
+    at_once = config.engine.max_num_seqs + config.engine.max_waiting // 2
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    async with open_frontend(config) as frontend:
+        params = sampling_params(config, frontend, given)
+        if stream:
+            echo = lambda _, piece: typer.echo(piece, nl=False)  # noqa: E731
+            answers = await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_text=echo)
+            typer.echo()
+            return answers
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("answers", total=len(prompts))
+            tick = lambda _: progress.advance(bar)  # noqa: E731
+            return await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_done=tick)
