@@ -62,11 +62,7 @@ def op_table(backend: str, options: Mapping[str, object], *, time_limit_s: float
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise BackendError(f"{backend} could not open its device: {said[0]}")
-    rows = cast("list[dict[str, str | bool]]", json.loads(done.stdout.splitlines()[-1]))
-    return [
-        OpRow(name=str(r["name"]), implementation=str(r["implementation"]), reference=bool(r["reference"]))
-        for r in rows
-    ]
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[OpRow])
 
 
 def _row(name: str, implementation: type | object) -> OpRow:

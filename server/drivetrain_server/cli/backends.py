@@ -38,10 +38,12 @@ def backends(
     if ops:
         tables = {state.name: _ops(state, config) for state in report.backends if state.status == "ready"}
     if as_json:
-        listed = {
-            name: rows if isinstance(rows, str) else [asdict(row) for row in rows] for name, rows in tables.items()
-        }
-        typer.echo(json.dumps(json.loads(report.to_json()) | ({"ops": listed} if ops else {})))
+        listed = json.loads(report.to_json())
+        if ops:
+            listed["ops"] = {
+                name: rows if isinstance(rows, str) else [asdict(row) for row in rows] for name, rows in tables.items()
+            }
+        typer.echo(json.dumps(listed))
     else:
         console = Console()
         _show(console, report)
@@ -82,9 +84,8 @@ def _show(console: Console, report: BackendsReport) -> None:
     console.print(table)
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
-    console.print(
-        f"\n{'*' if report.selected else '[red]no backend:[/red]'} {escape(report.selection)}", highlight=False
-    )
+    mark = "*" if report.selected else "[red]no backend:[/red]"
+    console.print(f"\n{mark} {escape(report.selection)}", highlight=False)
 
 
 def _show_ops(console: Console, name: str, rows: list[OpRow] | str) -> None:
