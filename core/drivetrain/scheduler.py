@@ -481,8 +481,8 @@ class Scheduler:
     def fail(self, schedule: Schedule, blamed: Request) -> list[Request]:
         """Gives up a step in flight that the device could not do; the engine goes on.
 
-        The blamed request ends with ERROR. The step's other requests are computed again, as after a preemption. What the
-        step published is forgotten, and requests of later steps that took over its pages start again too.
+        The blamed request ends with ERROR. The step's other requests are computed again, as after a preemption. What
+        the step published is forgotten, and requests of later steps that took over its pages start again too.
 
         Returns:
             The requests that ended.

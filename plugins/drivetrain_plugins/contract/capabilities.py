@@ -26,6 +26,8 @@ class Capabilities:
         quantizations: names of weight formats that `prepare_linear` takes.
         graphs: whether `Runtime.capture` replays a step without the host.
         async_execution: whether work runs on while the host goes on. False makes one-step-ahead pointless.
+        step_tokens: tokens of a step that keep the device busy without making running answers wait long; the default of
+            the token budget.
         memory_bytes: memory that one rank may use.
         features: further names, for reports only.
     """
@@ -40,5 +42,6 @@ class Capabilities:
     quantizations: frozenset[str] = frozenset()
     graphs: bool = False
     async_execution: bool = False
+    step_tokens: int = 8192
     memory_bytes: int = 0
     features: frozenset[str] = field(default_factory=frozenset[str])
