@@ -96,8 +96,9 @@ def check_memory() -> Finding:
         free, total = os.sysconf("SC_AVPHYS_PAGES") * page_bytes, os.sysconf("SC_PHYS_PAGES") * page_bytes
     except (OSError, ValueError):
         return Finding(name="memory", status="ok", found="this system does not say")
-    found = f"{format_size(free)} free of {format_size(total)}"
-    if free < SMALL_MEMORY:
+    available = _available_memory() or free
+    found = f"{format_size(available)} available of {format_size(total)}"
+    if available < SMALL_MEMORY:
         step = "end other programs, or choose a smaller model or limits.kv_memory"
         return Finding(name="memory", status="warning", found=found, next_step=step)
     return Finding(name="memory", status="ok", found=found)
@@ -164,3 +165,12 @@ def check_host() -> Iterator[Finding]:
     yield check_packages()
     yield check_cpu()
     yield check_memory()
+
+
+def _available_memory() -> int | None:
+    """What Linux could free without swapping: file caches count as available."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -73,14 +73,16 @@ def _row(name: str, implementation: type | object) -> OpRow:
 
 def main(backend: str, options: str) -> None:
     """Print the table as one line of JSON."""
+    module, _, name = backend.partition(":")
+    made = cast("type[Backend]", getattr(importlib.import_module(module), name))
+
     from drivetrain_plugins.contract.backend import RankInfo
 
-    module, _, name = backend.partition(":")
-    opened = cast("Backend", getattr(importlib.import_module(module), name)()).open(RankInfo(), json.loads(options))
+    device = made().open(RankInfo(), json.loads(options))
     try:
-        print(msgspec.json.encode(rows_of(opened)).decode())
+        print(msgspec.json.encode(rows_of(device)).decode())
     finally:
-        opened.close()
+        device.close()
 
 
 if __name__ == "__main__":
