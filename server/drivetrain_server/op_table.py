@@ -42,7 +42,7 @@ class OpRow:
 
 def rows_of(device: Device) -> list[OpRow]:
     """Every part of an opened device, then every op."""
-    parts = [_row(name, type(getattr(device, name))) for name in PARTS]
+    parts = [_row(name, cast("object", type(getattr(device, name)))) for name in PARTS]
     ops = type(device.ops)
     names = [name for name, _ in inspect.getmembers(ops, inspect.isfunction) if not name.startswith("_")]
     return parts + [_row(f"ops.{name}", getattr(ops, name)) for name in sorted(names)]
@@ -65,7 +65,7 @@ def op_table(backend: str, options: Mapping[str, object], *, time_limit_s: float
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[OpRow])
 
 
-def _row(name: str, implementation: type | object) -> OpRow:
+def _row(name: str, implementation: object) -> OpRow:
     module = str(getattr(implementation, "__module__", ""))
     qualified = str(getattr(implementation, "__qualname__", implementation))
     return OpRow(name=name, implementation=f"{module}:{qualified}", reference=module.startswith(CONTRACT))

@@ -57,6 +57,8 @@ def findings(config_path: Path | None) -> Iterator[Finding]:
         yield check_keys(config.server)
     yield _backends(config)
     yield from _models()
+    if config is not None and config.engine.model:
+        yield _model(config.engine.model)
 
 
 def _backends(config: Config | None) -> Finding:
@@ -79,4 +81,25 @@ def _backends(config: Config | None) -> Finding:
 
 
 def _models() -> Iterator[Finding]:
-    yield from ()
+    from drivetrain.model_store import QUICK_START_MODEL, list_local_models, models_folder
+
+    from drivetrain_server.diagnosis import Finding, check_disk
+
+    yield check_disk(models_folder())
+    names = [model.name for model in list_local_models()]
+    step = "" if names else f"`drivetrain pull {QUICK_START_MODEL}` gets a small one"
+    found = ", ".join(names) or f"none in {models_folder()}"
+    yield Finding(name="models", status="ok" if names else "warning", found=found, next_step=step)
+
+
+def _model(name: str) -> Finding:
+    from drivetrain.errors import ModelError
+    from drivetrain.model_store import resolve_model
+
+    from drivetrain_server.diagnosis import Finding
+
+    try:
+        path = resolve_model(name, fetch=False)
+    except ModelError as error:
+        return Finding(name="model", status="problem", found=str(error), next_step="correct `model`, or pull it")
+    return Finding(name="model", status="ok", found=f"{name} at {path}")

@@ -28,7 +28,10 @@ def frontend_factory(config: Config) -> Callable[[EngineClient], Frontend]:
     """What loads tokenizer and chat template of the configured model."""
     from drivetrain.frontend import load_frontend
 
-    return lambda engine: load_frontend(config.engine, engine)
+    def load(engine: EngineClient) -> Frontend:
+        return load_frontend(config.engine, engine)
+
+    return load
 
 
 @asynccontextmanager

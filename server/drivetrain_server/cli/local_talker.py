@@ -26,7 +26,7 @@ class LocalTalker:
             RequestError: the conversation does not fit, or the chat template refused it.
             EngineDead, RequestFailed: as `Frontend.generate`.
         """
-        prompt_ids = await self.frontend.encode_aside(Chat(messages=messages))
+        prompt_ids = await self.frontend.encode_aside(Chat(messages=messages), add_special_tokens=False)
         request = self.frontend.request(new_request_id(), prompt_ids, self.params)
         async with aclosing(self.frontend.generate(request)) as batches:
             async for batch in batches:

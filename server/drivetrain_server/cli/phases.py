@@ -81,8 +81,8 @@ class PhaseBars(PhaseReporter):
 
 def phase_reporter(out: TextIO | None = None) -> PhaseReporter:
     """Bars where `out` (stderr) is a terminal, JSON lines elsewhere."""
-    out = out or sys.stderr
-    return PhaseBars(out) if out.isatty() else PhaseLines(out)
+    stream = sys.stderr if out is None else out
+    return PhaseBars(stream) if stream.isatty() else PhaseLines(stream)
 
 
 def amount(phase: Phase) -> str:

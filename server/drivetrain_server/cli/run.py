@@ -78,11 +78,17 @@ async def _answer(
     async with open_frontend(config) as frontend:
         params = sampling_params(config, frontend, given)
         if stream:
-            echo = lambda _, piece: typer.echo(piece, nl=False)  # noqa: E731
-            answers = await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_text=echo)
+            answers = await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_text=_echo)
             typer.echo()
             return answers
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("answers", total=len(prompts))
-            tick = lambda _: progress.advance(bar)  # noqa: E731
+
+            def tick(_: Answer) -> None:
+                progress.advance(bar)
+
             return await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_done=tick)
+
+
+def _echo(_: Answer, piece: str) -> None:
+    typer.echo(piece, nl=False)
