@@ -19,6 +19,7 @@ class GenerateRequest:
         request_id: unique among live requests.
         prompt_ids: the prompt's token ids, at least one.
         priority: lower runs first.
+        bad_word_ids: token sequences that are never completed: the tokenizations of `params.bad_words`.
         salt: separates prefix-cache identities (tenant, adapter, media).
         deadline_s: seconds from arrival after which the request is ended; None is no limit.
     """
@@ -26,6 +27,7 @@ class GenerateRequest:
     request_id: str
     prompt_ids: list[int]
     params: SamplingParams = field(default_factory=SamplingParams)
+    bad_word_ids: list[list[int]] = field(default_factory=list[list[int]])
     priority: int = 0
     salt: str = ""
     deadline_s: float | None = None
