@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import orjson
-
 from drivetrain import errors as core
 from drivetrain.errors import DrivetrainError
 

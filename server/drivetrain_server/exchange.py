@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import cast
@@ -118,7 +118,7 @@ class Exchange:
             self._task.cancel()
 
     @asynccontextmanager
-    async def attended(self) -> AsyncIterator[None]:
+    async def attended(self) -> AsyncGenerator[None, None]:
         """While inside, the connection is watched: the work is cancelled as soon as the client goes away.
 
         Enter it once the body has been read, because it takes over `receive`.

@@ -9,10 +9,10 @@ from time import perf_counter
 
 import msgspec
 import orjson
-
 from drivetrain.completion_text import TextDelta
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest
+
 from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry
@@ -72,18 +72,25 @@ class Generation:
         """Send the answer as events, ended by `[DONE]`."""
         usage = b',"usage":null' if usage_event else b""
         opened: set[int] = set()
+        held: Batch = []
         async with aclosing(self.batches()) as batches:
             async for batch in batches:
                 if usage_always:
                     usage = b',"usage":' + orjson.dumps(usage_of(self.prompts))
                 events: list[bytes] = []
+                batch, held = held + batch, []
                 for choice, delta in batch:
                     if choice not in opened:
+                        prompt = self.prompts[choice // self.num_answers]
+                        if prompt.awaits_logprobs and prompt.logprobs is None:
+                            held.append((choice, delta))
+                            continue
                         opened.add(choice)
-                        events.append(shape.opening(choice, self.prompts[choice // self.num_answers], usage))
+                        events.append(shape.opening(choice, prompt, usage))
                     events.append(shape.chunk(choice, delta, usage))
                 if rendered := b"".join(events):
                     await exchange.event(rendered)
+        assert not held, "the engine brought no log-probabilities of the prompt"
         tail = shape.usage(usage_of(self.prompts)) if usage_event else b""
         await exchange.event(tail + DONE, more=False)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
 from drivetrain.client import EngineClient
 from drivetrain.errors import Draining, EngineDead
 from drivetrain.frontend import Frontend
+
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import Exchange
 
@@ -88,7 +89,7 @@ class Lifecycle:
         )
 
     @contextmanager
-    def serving(self, exchange: Exchange) -> Iterator[None]:
+    def serving(self, exchange: Exchange) -> Generator[None, None, None]:
         """Count a request among those that a drain waits for."""
         self._open.add(exchange)
         self._idle.clear()

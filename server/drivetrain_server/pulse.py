@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -29,7 +29,7 @@ class Pulse:
         self._comments: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def watching(self, exchange: Exchange) -> Iterator[None]:
+    def watching(self, exchange: Exchange) -> Generator[None, None, None]:
         """Look after a stream while inside."""
         self._streams.add(exchange)
         if self._clock is None or self._clock.done():

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
-
 from drivetrain.completion_text import TextDelta
 from drivetrain.messages import FinishReasonName, TokenLogprob
 
@@ -48,10 +47,12 @@ class PromptRun:
     Attributes:
         text: the prompt as it is echoed; empty where it is not.
         logprobs: of the prompt's tokens, once they came.
+        awaits_logprobs: they were asked for, so no choice of this prompt is begun without them.
     """
 
     token_ids: list[int]
     text: str = ""
+    awaits_logprobs: bool = False
     logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     num_generated: int = 0

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 import orjson
+from drivetrain.messages import EngineStats, Phase
+from drivetrain.version import __version__
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from drivetrain.messages import EngineStats, Phase
-from drivetrain.version import __version__
 from drivetrain_server.errors import HttpError
 from drivetrain_server.lifecycle import State
 from drivetrain_server.service import Service

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
+
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
 from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.exchange import Exchange
@@ -108,6 +109,8 @@ class GenerateRoute(ABC):
         salt = exchange.tenant.salt
         if fields.cache_salt:
             salt = f"{salt}/{fields.cache_salt}"
+        for prompt in plan.prompts:
+            prompt.awaits_logprobs = plan.params.prompt_logprobs is not None
         serial = next(self.service.serial)
         requests = [
             frontend.request(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
+from drivetrain.sampling import MAX_N
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from drivetrain.sampling import MAX_N
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.validation import refuse
 
@@ -15,8 +15,8 @@ DEFAULT_MAX_TOKENS = 16
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
 _PROMPT_SCHEMA = {
     "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
         _IDS,
         {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
-
-from pydantic import Field
+from typing import Annotated, TypeVar, cast
 
 from drivetrain.errors import RequestError
 from drivetrain.frontend import GenerationDefaults
 from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
 from drivetrain_server.wire.validation import WireModel, refuse
 
 Value = TypeVar("Value")
@@ -17,7 +17,23 @@ Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+MAX_STRING = 1024
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_STRING)]
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}
+_STOP_SCHEMA = {
+    "anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOPS}, {"type": "null"}]
+}
+
+
+def _stops(value: object) -> list[str]:
+    """One string, or several, as a list."""
+    if value is None:
+        return []
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    strings = [item for item in items if isinstance(item, str) and 1 <= len(item) <= MAX_STRING]
+    if len(strings) < len(items) or len(items) > MAX_STOPS:
+        raise ValueError(f"expected a string of 1 to {MAX_STRING} characters, or at most {MAX_STOPS} of them")
+    return strings
 
 
 class StreamOptions(WireModel):
@@ -43,13 +59,13 @@ class SamplingFields(WireModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOPS)] | StopString | None = None
+    stop: Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA, mode="validation")] = []
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     skip_special_tokens: bool | None = None
-    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
@@ -90,7 +106,6 @@ def sampling_params(
     Raises:
         RequestError: values that are wrong together; names the field.
     """
-    stop = fields.stop
     return SamplingParams(
         n=n,
         temperature=_first(fields.temperature, defaults.temperature, 1.0),
@@ -102,7 +117,7 @@ def sampling_params(
         repetition_penalty=_first(fields.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=_logit_bias(fields.logit_bias or {}),
         seed=fields.seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop=tuple(fields.stop),
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         include_stop_str_in_output=bool(fields.include_stop_str_in_output),
         ignore_eos=bool(fields.ignore_eos),
