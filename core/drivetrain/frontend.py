@@ -40,7 +40,7 @@ class ChatRenderer(Protocol):
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        variables: Mapping[str, Json] | None = None,
+        kwargs: Mapping[str, Json] | None = None,
     ) -> str: ...
 
 
@@ -60,7 +60,7 @@ class Chat:
     """Messages to be rendered by the model's chat template.
 
     Attributes:
-        variables: further variables of the template, such as `enable_thinking`; allow-listed by the caller.
+        variables: further variables of the template, such as `enable_thinking`; it takes only those that it reads.
     """
 
     messages: Sequence[Message]
@@ -141,7 +141,7 @@ class Frontend:
             chat.messages,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            variables=chat.variables,
+            kwargs=chat.variables,
         )
 
     def encode_chat(self, chat: Chat, *, add_special_tokens: bool = False) -> list[int]:
@@ -252,6 +252,15 @@ class Frontend:
 
 
 def _size(prompt: str | Sequence[int] | Chat) -> int:
+    """Characters to be tokenized, roughly."""
     if isinstance(prompt, Chat):
-        return sum(len(part) for message in prompt.messages for part in message.values() if isinstance(part, str))
+        return sum(_text_size(message) for message in prompt.messages)
     return len(prompt) if isinstance(prompt, str) else 0
+
+
+def _text_size(value: Json | Message) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_text_size(part) for part in value.values())
+    return sum(_text_size(part) for part in value) if isinstance(value, list) else 0

@@ -10,6 +10,7 @@ from fakes.engine import FakeEngine
 from fakes.server import RunningServer
 
 USER = {"role": "user", "content": "Hi"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CHAT = {"model": "tiny", "messages": [USER]}
 TEXT = {"model": "tiny", "prompt": "Hi"}
 CHAT_PATH, TEXT_PATH = "/v1/chat/completions", "/v1/completions"
@@ -54,8 +55,8 @@ BAD_CHAT: list[tuple[dict[str, object], str]] = [
     (_message(content="refuse me"), "messages"),
     ({"continue_final_message": True}, "continue_final_message"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-    ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs.messages"),
-    ({"chat_template_kwargs": {"enable_thinking": [[]]}}, "chat_template_kwargs.enable_thinking"),
+    ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"enable_thinking": [[[[[[[[[1]]]]]]]]]}}, "chat_template_kwargs.enable_thinking"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),

@@ -31,7 +31,7 @@ class ByteTokenizer:
 
 
 class LineTemplate:
-    """`role: content` lines; `messages` with the text "refuse me" are refused."""
+    """`role: content` lines; reads the variable `enable_thinking` and refuses messages with the text "refuse me"."""
 
     def render(
         self,
@@ -39,13 +39,21 @@ class LineTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        variables: Mapping[str, Json] | None = None,
+        kwargs: Mapping[str, Json] | None = None,
     ) -> str:
-        if any(message["content"] == "refuse me" for message in messages):
+        if unread := set(kwargs or {}) - {"enable_thinking"}:
+            raise TemplateError(f"chat_template_kwargs has {unread}, which it does not read", param="chat_template_kwargs")
+        lines = [f"{message['role']}: {_text(message['content'])}" for message in messages]
+        if any(line.endswith("refuse me") for line in lines):
             raise TemplateError("messages: the template refused them", param="messages")
-        lines = [f"{message['role']}: {message['content']}" for message in messages]
-        lines += [f"{name}={value}" for name, value in (variables or {}).items()]
+        lines += [f"{name}={value}" for name, value in (kwargs or {}).items()]
         return "\n".join(lines) + ("\nassistant: " if add_generation_prompt else "" if continue_final_message else "\n")
+
+
+def _text(content: Json) -> str:
+    if isinstance(content, list):
+        return "|".join(str(part["text"]) for part in content if isinstance(part, dict))
+    return str(content)
 
 
 class ByteText:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
-import orjson
 from drivetrain.frontend import Chat, Json, Message
 from pydantic import Field, JsonValue, WithJsonSchema
 
@@ -13,11 +12,7 @@ from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.validation import WireModel, refuse, shown
 
 MAX_MESSAGES = 4096
-TEMPLATE_VARIABLES = frozenset(
-    {"custom_instructions", "date_string", "enable_thinking", "reasoning_effort", "thinking"}
-)
-"""Variables of chat templates that requests may set through `chat_template_kwargs`."""
-
+MAX_VARIABLE_DEPTH = 8
 _TEXT_PART = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
@@ -124,7 +119,7 @@ def _message(message: ChatMessage, place: str) -> Message:
     return rendered
 
 
-def _content(message: ChatMessage, place: str) -> str:
+def _content(message: ChatMessage, place: str) -> Json:
     content = message.content
     if isinstance(content, str):
         return content
@@ -134,10 +129,10 @@ def _content(message: ChatMessage, place: str) -> str:
         raise refuse(f"{place}.content", "expected a string or a list of text parts; got null")
     if not isinstance(content, list) or not content:
         raise refuse(f"{place}.content", f"expected a string or a list of text parts; got {shown(content)}")
-    return "\n".join(_part(part, f"{place}.content[{at}]") for at, part in enumerate(content))
+    return [_part(part, f"{place}.content[{at}]") for at, part in enumerate(content)]
 
 
-def _part(part: JsonValue, place: str) -> str:
+def _part(part: JsonValue, place: str) -> Json:
     if not isinstance(part, dict):
         raise refuse(place, f"expected an object with `type` and `text`; got {shown(part)}")
     kind = part.get("type")
@@ -147,27 +142,23 @@ def _part(part: JsonValue, place: str) -> str:
     text = part.get(field)
     if not isinstance(text, str):
         raise refuse(f"{place}.{field}", f"expected a string; got {shown(text)}")
-    return text
+    return {"type": "text", "text": text}
 
 
-def _tool_call(call: ToolCall) -> dict[str, Json]:
-    """Templates expect the arguments as an object; text that is none is passed as it came."""
-    arguments: Json = call.function.arguments
-    try:
-        parsed: object = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        parsed = None
-    if isinstance(parsed, dict):
-        arguments = cast("dict[str, Json]", parsed)
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+def _tool_call(call: ToolCall) -> Json:
+    function: dict[str, Json] = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": call.type, "function": function}
 
 
 def _variables(named: Mapping[str, JsonValue]) -> dict[str, Json]:
     for name, value in named.items():
-        place = f"chat_template_kwargs.{name[:60]}"
-        if name not in TEMPLATE_VARIABLES:
-            allowed = ", ".join(sorted(TEMPLATE_VARIABLES))
-            raise refuse(place, f"requests may set only {allowed}", code="unsupported_parameter")
-        if isinstance(value, (list, dict)):
-            raise refuse(place, f"expected a string, number, boolean or null; got {shown(value)}")
+        if _deeper_than(value, MAX_VARIABLE_DEPTH):
+            raise refuse(f"chat_template_kwargs.{name[:60]}", f"it is nested deeper than {MAX_VARIABLE_DEPTH} levels")
     return cast("dict[str, Json]", dict(named))
+
+
+def _deeper_than(value: JsonValue, depth: int) -> bool:
+    if not isinstance(value, (list, dict)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper_than(part, depth - 1) for part in parts)

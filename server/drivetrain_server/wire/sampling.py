@@ -59,7 +59,7 @@ class SamplingFields(WireModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA, mode="validation")] = []
+    stop: Annotated[list[str] | None, BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA, mode="validation")] = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -117,7 +117,7 @@ def sampling_params(
         repetition_penalty=_first(fields.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=_logit_bias(fields.logit_bias or {}),
         seed=fields.seed,
-        stop=tuple(fields.stop),
+        stop=tuple(fields.stop or ()),
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         include_stop_str_in_output=bool(fields.include_stop_str_in_output),
         ignore_eos=bool(fields.ignore_eos),
