@@ -73,9 +73,12 @@ def test_client_gone_before_its_body_is_complete_never_reaches_the_engine(
 
 def test_client_gone_with_several_prompts_aborts_each(engine: FakeEngine, server: RunningServer) -> None:
     engine.gate_at = 1
-    with httpx.Client(base_url=server.url) as client, client.stream(
-        "POST", "/v1/completions", json={"model": "tiny", "prompt": ["a", "b"], "stream": True, "max_tokens": 50}
-    ) as answer:
+    with (
+        httpx.Client(base_url=server.url) as client,
+        client.stream(
+            "POST", "/v1/completions", json={"model": "tiny", "prompt": ["a", "b"], "stream": True, "max_tokens": 50}
+        ) as answer,
+    ):
         assert next(answer.iter_lines()).startswith("data: ")
     assert _eventually(lambda: len(engine.aborted) == 2)
 

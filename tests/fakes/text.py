@@ -42,7 +42,9 @@ class LineTemplate:
         kwargs: Mapping[str, Json] | None = None,
     ) -> str:
         if unread := set(kwargs or {}) - {"enable_thinking"}:
-            raise TemplateError(f"chat_template_kwargs has {unread}, which it does not read", param="chat_template_kwargs")
+            raise TemplateError(
+                f"chat_template_kwargs has {unread}, which it does not read", param="chat_template_kwargs"
+            )
         lines = [f"{message['role']}: {_text(message['content'])}" for message in messages]
         if any(line.endswith("refuse me") for line in lines):
             raise TemplateError("messages: the template refused them", param="messages")
