@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from drivetrain_plugins.contract import CONTRACT_VERSION
 from drivetrain_plugins.isolation import ChildCall, ChildOutcome, call_in_children
 from drivetrain_plugins.known import known_backends
 from drivetrain_plugins.spec import ENTRY_POINT_GROUP, BackendSpec
 from drivetrain_plugins.status import BackendState, Origin, Status
 from drivetrain_plugins.suggestion import did_you_mean
-from drivetrain_plugins.version import CONTRACT_VERSION
 
 IN_TREE_DISTRIBUTION = "drivetrain"
 BLOCKED_VARIABLE = "DRIVETRAIN_BLOCKED_BACKENDS"

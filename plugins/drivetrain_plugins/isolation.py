@@ -112,10 +112,10 @@ class _Child:
             self.ended = True
 
     def _start(self) -> None:
-        self.output_file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by outcome()
+        self.output_file = _scratch_file()
         self.answer_fd, child_fd = os.pipe()
         request = {
-            "sys_path": sys.path,
+            "sys_path": [str(folder) for folder in sys.path],
             "task": self.call.task,
             "argument": self.call.argument,
             "answer_fd": child_fd,
@@ -198,6 +198,13 @@ class _Child:
             text = output.read().decode("utf-8", "replace")
         lines = (line.rstrip() for line in text.splitlines())
         return tuple(line for line in lines if line and IMPORT_MACHINERY not in line)[-MAX_OUTPUT_LINES:]
+
+
+def _scratch_file() -> IO[bytes]:
+    """A file in memory where the system has such, because a container's root may be read-only; else a temporary one."""
+    if sys.platform == "linux":
+        return open(os.memfd_create("drivetrain-child-output"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _signal_name(number: int) -> str:

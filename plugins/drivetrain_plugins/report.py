@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from drivetrain_plugins.contract import CONTRACT_VERSION
 from drivetrain_plugins.errors import BackendError
 from drivetrain_plugins.selection import AUTO, select_backend
 from drivetrain_plugins.status import BackendState
 from drivetrain_plugins.survey import Survey, survey
-from drivetrain_plugins.version import CONTRACT_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,4 +68,6 @@ def _why(chosen: BackendState, surveyed: Survey, requested: str) -> str:
     if len(surveyed.ready) == 1:
         return f"{chosen.name!r} is used because it is the only one that is ready."
     names = ", ".join(state.name for state in surveyed.ready)
-    return f"{chosen.name!r} is used because its priority, {chosen.priority}, is the highest among the ready ones ({names})."
+    return (
+        f"{chosen.name!r} is used because its priority, {chosen.priority}, is the highest of the ready ones ({names})."
+    )

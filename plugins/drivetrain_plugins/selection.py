@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from drivetrain_plugins.discovery import blocked_by_environment, discover
 from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
+from drivetrain_plugins.probing import probe_backends
 from drivetrain_plugins.status import BackendState, Status
 from drivetrain_plugins.suggestion import did_you_mean
-from drivetrain_plugins.survey import Survey
+from drivetrain_plugins.survey import Survey, survey_of
 
 AUTO = "auto"
 NOTHING_INSTALLED = "No backend is installed. Install drivetrain again: its CPU backend comes with it."
+
+
+def choose_backend(requested: str = AUTO, *, blocked: Collection[str] = ()) -> BackendState:
+    """Discover, probe and select. Probes only the one asked for, so that no other vendor's slow probe delays a start.
+
+    Args:
+        requested: a backend's name, or "auto".
+        blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
+
+    Raises:
+        BackendNotReady, NoBackendReady, BackendTie: as `select_backend`.
+    """
+    discovery = discover(blocked=frozenset(blocked) | blocked_by_environment())
+    asked_for = [backend for backend in discovery.found if backend.spec.name == requested]
+    for state in probe_backends(asked_for):
+        if state.status is Status.READY:
+            return state
+    return select_backend(survey_of(discovery), requested)
 
 
 def select_backend(surveyed: Survey, requested: str = AUTO) -> BackendState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from drivetrain_plugins.discovery import LISTING_LIMIT_S, blocked_by_environment, discover
+from drivetrain_plugins.discovery import LISTING_LIMIT_S, Discovery, blocked_by_environment, discover
 from drivetrain_plugins.known import not_installed
 from drivetrain_plugins.probing import PROBE_LIMIT_S, probe_backends
 from drivetrain_plugins.status import BackendState, Status
@@ -42,6 +42,11 @@ def survey(
         probe_limit_s: how long one probe may take.
     """
     discovery = discover(blocked=frozenset(blocked) | blocked_by_environment(), time_limit_s=listing_limit_s)
+    return survey_of(discovery, probe_limit_s=probe_limit_s)
+
+
+def survey_of(discovery: Discovery, *, probe_limit_s: float = PROBE_LIMIT_S) -> Survey:
+    """Probe everything that was discovered."""
     probed = probe_backends(discovery.found, time_limit_s=probe_limit_s)
     ordered = sorted(probed, key=lambda state: (-(state.priority or 0), state.name))
     installed = {state.name for state in (*probed, *discovery.rejected)}

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_packages import PluginPackages, plugin_source
-
+from drivetrain_plugins.errors import BackendNotReady
 from drivetrain_plugins.known import known_backends, not_installed
 from drivetrain_plugins.report import backends_report
+from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.status import Status
 from drivetrain_plugins.survey import survey
+from plugin_packages import READY_PROBE, PluginPackages, plugin_source
 
 CPU_ENTRY_POINT = "[drivetrain.backends]\ncpu = drivetrain_cpu.plugin\n"
 
@@ -50,6 +51,25 @@ def test_an_accelerator_that_is_ready_goes_before_cpu(packages: PluginPackages) 
     assert [state.name for state in surveyed.ready] == ["acme", "cpu"]
 
 
+def test_choosing_one_by_name_runs_no_other_probe(packages: PluginPackages) -> None:
+    witness = packages.folder / "probed"
+    packages.install("acme", plugin_source("acme", priority=100), probe=f"open({str(witness)!r}, 'w')\n" + READY_PROBE)
+    assert choose_backend("cpu").name == "cpu"
+    assert not witness.exists()
+    assert choose_backend().name == "acme"
+    assert witness.exists()
+
+
+def test_choosing_one_that_crashes_says_so_and_what_is_ready(packages: PluginPackages) -> None:
+    packages.install("acme", probe="import os; os.abort()")
+    with pytest.raises(BackendNotReady) as caught:
+        choose_backend("acme")
+    assert str(caught.value) == (
+        "The backend 'acme' was asked for and cannot serve here. It is broken [acme 1.2]: its probe was killed by "
+        "SIGABRT. Next: report it to the makers of acme 1.2, or choose another backend. Ready: cpu."
+    )
+
+
 def test_blocks_of_configuration_and_environment_add_up(
     packages: PluginPackages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +91,11 @@ def test_the_report_loads_neither_torch_nor_a_platform_nor_pluggy(packages: Plug
     )
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "acme set()\n", done.stderr
 

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from plugin_packages import PluginPackages, plugin_source
-
 from drivetrain_plugins.discovery import Discovery, blocked_by_environment, discover
 from drivetrain_plugins.status import BackendState, Origin, Status
+from plugin_packages import PluginPackages, plugin_source
 
 MARKED_HOOK = "from drivetrain_plugins.hooks import hookimpl\n@hookimpl\n"
 

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from plugin_packages import PluginPackages
-
 from drivetrain_plugins.discovery import FoundBackend
 from drivetrain_plugins.probing import probe_backends
 from drivetrain_plugins.spec import BackendSpec
 from drivetrain_plugins.status import BackendState, Origin, Status
+from plugin_packages import PluginPackages
 
 RESULT = "from drivetrain_plugins.spec import ProbeResult, DeviceInfo\ndef probe():\n    return "
 
@@ -128,7 +127,8 @@ def test_a_backend_that_is_not_ready_gives_its_reason_and_next_step(packages: Pl
         ),
         pytest.param(
             "x = 1",
-            "importing the probe 'acme_probe:probe' raised AttributeError: module 'acme_probe' has no attribute 'probe'",
+            "importing the probe 'acme_probe:probe' raised AttributeError: module 'acme_probe' has no attribute "
+            "'probe'",
             id="is not there",
         ),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
 from drivetrain_plugins.report import report_on
 from drivetrain_plugins.selection import select_backend
@@ -110,7 +109,7 @@ def test_a_report_says_which_one_and_why() -> None:
     report = report_on(Survey(states=(ACME, CPU)))
     assert report.selected == "acme"
     assert report.selection == (
-        "'acme' is used because its priority, 100, is the highest among the ready ones (acme, cpu)."
+        "'acme' is used because its priority, 100, is the highest of the ready ones (acme, cpu)."
     )
     assert report_on(Survey(states=(ACME, CPU)), "cpu").selection == "'cpu' is used because it was asked for."
 
