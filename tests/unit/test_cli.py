@@ -19,9 +19,10 @@ from drivetrain.errors import ConfigError, EngineDead
 from drivetrain.version import __version__
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.cli.entry import error_block, main
+from fakes.sse_server import Answer, SseServer, events, sse_server
 from typer.testing import CliRunner
-from unit.sse_server import Answer, SseServer, events, sse_server
 
+PATHS = [os.path.abspath(path) for path in sys.path]
 COMMANDS = ("serve", "run", "chat", "ls", "pull", "backends", "doctor", "bench")
 
 
@@ -74,6 +75,11 @@ def serving(answer) -> Iterator[SseServer]:
         thread.join()
 
 
+def child_environment() -> dict[str, str]:
+    """So that a child finds our packages from another folder, too."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}
+
+
 def test_help_lists_every_command(capsys):
     status, out, _ = run_main(capsys, "--help")
     assert status == 0
@@ -92,7 +98,7 @@ def test_help_and_version_answer_within_300_ms(option):
     times: list[float] = []
     while len(times) < 5 and min(times, default=1.0) > 0.3:  # the least of several: others may use the machine
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=child_environment())
         times.append(time.perf_counter() - began)
     assert min(times) <= 0.3, times
 
@@ -103,7 +109,8 @@ def test_heavy_modules_stay_out_of_the_command_line():
         "heavy = ('torch', 'fastapi', 'uvicorn', 'numpy', 'asyncio', 'rich', 'pydantic', 'msgspec');"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=child_environment())
     assert done.stdout.strip() == "[]"
 
 
