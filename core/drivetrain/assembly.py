@@ -13,9 +13,8 @@ from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weigh
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.import_string import import_object
-from drivetrain_plugins.selection import select_backend
+from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
-from drivetrain_plugins.survey import survey
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
@@ -106,7 +105,7 @@ def open_device(config: EngineConfig) -> tuple[str, Device]:
         BackendError: none can serve, or the one asked for cannot.
         ConfigError: the backend refuses its options.
     """
-    state = select_backend(survey(), config.backend)
+    state = choose_backend(config.backend, blocked=config.blocked_backends)
     spec = state.spec
     assert spec is not None, "a selected backend has a spec"
     options = _checked_options(config, spec)

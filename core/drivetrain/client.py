@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
@@ -34,7 +34,7 @@ class EngineClient(Protocol):
         """
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Update]]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Update], None]:
         """Stream the updates of a request; all that is queued comes at once.
 
         The stream ends when all `params.n` completions have finished. Closing the iterator early (or cancelling the
@@ -44,6 +44,15 @@ class EngineClient(Protocol):
             Overloaded: the waiting queue is full.
             RequestError: the engine refused the request.
             EngineDead: the engine ended; raised at once in every open stream.
+        """
+        ...
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End one completion of a running request (or, without an index, all of them) and free its pages.
+
+        For what a frontend finds in the text, such as a stop string in one completion of several. The stream of the
+        request goes on with its other completions and ends when those have finished; an ended completion brings at
+        most one more update, with finish_reason "abort". Unknown or finished requests are left alone.
         """
         ...
 
