@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from drivetrain.config import EngineConfig, ServerConfig, settings_of
 from drivetrain.errors import ConfigError, EngineDead
 from drivetrain.version import __version__
 from drivetrain_server.cli.app import build_app
+from drivetrain_server.cli.chat import stream_answer
+from drivetrain_server.cli.conversation import Conversation
 from drivetrain_server.cli.entry import error_block, main
 from fakes.sse_server import Answer, SseServer, events, sse_server
 from typer.testing import CliRunner
@@ -267,3 +270,42 @@ def test_chat_survives_a_refused_message():
     assert result.stdout == "\nfine\n"
     assert "error: the server answered 400: too long" in result.stderr
     assert [message["content"] for message in server.requests[1][3]["messages"]] == ["two"]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(capsys):
+    class Endless:
+        closed = False
+
+        async def answer(self, messages):
+            try:
+                yield "begun"
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            finally:
+                self.closed = True
+
+    talker, conversation = Endless(), Conversation()
+    with asyncio.Runner() as runner:
+        for _ in range(2):
+            conversation.say("go on")
+            stream_answer(runner, talker, conversation)
+    captured = capsys.readouterr()
+    assert captured.out == "begun\n" * 2
+    assert captured.err == "(stopped)\n" * 2
+    assert talker.closed
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
+
+
+def test_ctrl_c_elsewhere_ends_quietly(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drivetrain_server.cli.doctor.findings", interrupted)
+    assert run_main(capsys, "doctor") == (130, "", "")
+
+
+def test_completion_knows_flags_that_come_from_the_configuration():
+    command = [sys.executable, "-c", "from drivetrain_server.cli import main; main()"]
+    asked = {"_DRIVETRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "drivetrain serve --max-num", "COMP_CWORD": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment() | asked, check=True)
+    assert done.stdout.split() == ["--max-num-seqs"]
