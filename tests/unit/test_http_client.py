@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from drivetrain_server.http_client import ConnectionFailed, Endpoint, HttpError, get_json, request, served_model
-from unit.sse_server import Answer, collect, events, sse_server
+from fakes.sse_server import Answer, collect, events, sse_server
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
