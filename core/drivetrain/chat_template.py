@@ -1,7 +1,7 @@
 """Messages to a prompt, by the chat template that comes with the model.
 
-Only templates of the model (or of its operator) are run, never one from a request; a request chooses messages, tools and
-those variables that the template itself reads.
+Only templates of the model (or of its operator) are run, never one from a request; a request chooses messages, tools
+and those variables that the template itself reads.
 """
 
 from __future__ import annotations

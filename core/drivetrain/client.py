@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
 
 
+@runtime_checkable
 class EngineClient(Protocol):
     """An engine as asyncio code sees it."""
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from drivetrain.detokenizer import Detokenizer
 from drivetrain.messages import FinishReasonName, TokenLogprob, Update
 from drivetrain.sampling import SamplingParams
 
-
-class TokenText(Protocol):
-    """An incremental detokenizer: see `drivetrain.detokenizer.Detokenizer`."""
-
-    @property
-    def stop_string(self) -> str | None:
-        """The stop string that ended the text, once it was seen."""
-        ...
-
-    def push(self, token_id: int) -> str:
-        """Text that is certain after one more token; may be empty."""
-        ...
-
-    def finish(self) -> str:
-        """Text that was held back, when no more tokens come."""
-        ...
+if TYPE_CHECKING:
+    from drivetrain.tokenizer import Tokenizer
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,19 +63,38 @@ class CompletionText:
     Args:
         index: which completion of the request.
         params: decides on stop strings, end tokens in the text, and log-probabilities.
-        detokenizer: makes the detokenizer; not called where `params.detokenize` is False.
+        prompt_ids: what the completion goes on from; a character cut in two by the border is put together.
     """
 
-    __slots__ = ("_detokenizer", "_params", "_start", "finish_reason", "index", "num_tokens", "stop_reason")
+    __slots__ = (
+        "_detokenizer",
+        "_num_chars",
+        "_params",
+        "_pieces",
+        "_prompt_ids",
+        "_tokenizer",
+        "finish_reason",
+        "index",
+        "num_tokens",
+        "stop_reason",
+    )
 
-    def __init__(self, index: int, params: SamplingParams, detokenizer: Callable[[], TokenText]) -> None:
+    def __init__(
+        self, index: int, params: SamplingParams, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()
+    ) -> None:
         self.index = index
         self.num_tokens = 0
         self.finish_reason: FinishReasonName | None = None
         self.stop_reason: int | str | None = None
         self._params = params
-        self._detokenizer = detokenizer() if params.detokenize else None
-        self._start = 0
+        self._tokenizer = tokenizer
+        self._pieces = tokenizer.visible_pieces if params.skip_special_tokens else tokenizer.pieces
+        self._num_chars = 0
+        self._prompt_ids: Sequence[int] | None = None
+        stops = params.stop
+        if stops and params.min_tokens:
+            self._prompt_ids, stops = list(prompt_ids), ()
+        self._detokenizer = self._new_detokenizer(prompt_ids, stops) if params.detokenize else None
 
     def push(self, update: Update) -> TextDelta:
         """Take the next update in; tokens after a stop string are dropped.
@@ -97,33 +103,26 @@ class CompletionText:
         the engine to end this completion. Updates after the end are a mistake of the caller.
         """
         assert self.finish_reason is None, "an update after the end of its completion"
-        params = self._params
-        finish_reason, stop_reason = update.finish_reason, self._stop_reason(update)
-        hidden_end = update.stop_token_id is not None and not params.include_stop_str_in_output
-        token_ids, text, starts = update.token_ids, "", list[int]()
-        detokenizer = self._detokenizer
-        last = len(token_ids) - 1
-        for position, token in enumerate(token_ids):
-            starts.append(self._start + len(text))
-            if detokenizer is None or (hidden_end and position == last):
-                continue
-            text += detokenizer.push(token)
-            if detokenizer.stop_string is not None:
-                token_ids = token_ids[: position + 1]
-                finish_reason, stop_reason = "stop", detokenizer.stop_string
-                break
-        if finish_reason is not None and detokenizer is not None and detokenizer.stop_string is None:
-            text += detokenizer.finish()
-        self._start += len(text)
+        params, token_ids, logprobs = self._params, update.token_ids, update.logprobs
+        finish_reason = update.finish_reason
+        stop_reason: int | str | None = None
+        if update.stop_token_id in params.stop_token_ids:
+            stop_reason = update.stop_token_id
+        hides_end = update.stop_token_id is not None and not params.include_stop_str_in_output
+        text, stopped, num_used = self._text(token_ids[:-1] if hides_end else token_ids)
+        if stopped is not None:
+            token_ids = token_ids[:num_used]
+            finish_reason, stop_reason = "stop", stopped
+        elif finish_reason is not None and self._detokenizer is not None:
+            text += self._detokenizer.finish()
         self.num_tokens += len(token_ids)
         self.finish_reason, self.stop_reason = finish_reason, stop_reason
-        logprobs = update.logprobs
         return TextDelta(
             index=self.index,
             text=text,
             token_ids=token_ids,
             logprobs=None if logprobs is None else logprobs[: len(token_ids)],
-            token_starts=None if logprobs is None else starts,
+            token_starts=None if logprobs is None else self._starts(token_ids),
             prompt_logprobs=update.prompt_logprobs,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
@@ -131,5 +130,37 @@ class CompletionText:
             error=update.error,
         )
 
-    def _stop_reason(self, update: Update) -> int | None:
-        return update.stop_token_id if update.stop_token_id in self._params.stop_token_ids else None
+    def _text(self, token_ids: list[int]) -> tuple[str, str | None, int]:
+        """(new text, the stop string that ended it, tokens used)."""
+        if self._detokenizer is None:
+            return "", None, len(token_ids)
+        if self._prompt_ids is None:
+            delta = self._detokenizer.push(token_ids)
+            return delta.text, delta.stopped, delta.num_tokens_used
+        free = self._params.min_tokens - self.num_tokens
+        text = self._detokenizer.push(token_ids[:free]).text
+        self._prompt_ids = [*self._prompt_ids, *token_ids[:free]]
+        if len(token_ids) < free:
+            return text, None, len(token_ids)
+        # Stop strings count from here on; a character that is not complete yet is handed over.
+        self._detokenizer = self._new_detokenizer(self._prompt_ids, self._params.stop)
+        self._prompt_ids = None
+        delta = self._detokenizer.push(token_ids[free:])
+        return text + delta.text, delta.stopped, free + delta.num_tokens_used
+
+    def _starts(self, token_ids: list[int]) -> list[int]:
+        starts: list[int] = []
+        for token_id in token_ids:
+            starts.append(self._num_chars)
+            self._num_chars += sum(byte & 0xC0 != 0x80 for byte in self._pieces[token_id])
+        return starts
+
+    def _new_detokenizer(self, prompt_ids: Sequence[int], stops: Sequence[str]) -> Detokenizer:
+        params = self._params
+        return Detokenizer(
+            self._tokenizer,
+            prompt_ids,
+            stops,
+            include_stop=params.include_stop_str_in_output,
+            skip_special=params.skip_special_tokens,
+        )

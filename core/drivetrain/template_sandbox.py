@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - Jinja looks visitors up by names like visit_For
 """The Jinja environment in which chat templates run: sandboxed, immutable, and on a budget.
 
 Templates come with models, so they are foreign code. Jinja's sandbox keeps them from reaching Python's internals; the
@@ -17,7 +18,7 @@ import json
 import re
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -232,8 +233,8 @@ class _Instrument(NodeTransformer):
         return node
 
 
-def _hook(name: str, arguments: list[nodes.Expr], at: nodes.Node) -> nodes.Call:
-    call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+def _hook(name: str, arguments: Sequence[nodes.Node], at: nodes.Node) -> nodes.Call:
+    call = nodes.Call(nodes.EnvironmentAttribute(name), cast("list[nodes.Expr]", list(arguments)), [], None, None)
     return cast("nodes.Call", call.set_lineno(at.lineno))
 
 
@@ -343,7 +344,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(argument, tuple):
             _weigh(cast("object", argument))
-        return super().getitem(obj, argument)
+        return super().getitem(obj, cast("Any", argument))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format`, which Jinja replaces by one that keeps to the sandbox, pays like all else."""
@@ -412,7 +413,7 @@ def _check_operator(operator: str, left: Any, right: Any) -> None:
             if isinstance(sequence, str | list | tuple | bytes) and isinstance(times, int):
                 budget.charge_text(len(cast("list[object]", sequence)) * max(times, 0))
     elif operator == "+":
-        sizes = [len(side) if isinstance(side, str | list | tuple) else 0 for side in (left, right)]
+        sizes = [len(cast("str", side)) if isinstance(side, str | list | tuple) else 0 for side in (left, right)]
         budget.charge_text(sum(sizes))
     elif operator == "%" and isinstance(left, str | bytes):
         _check_format(left if isinstance(left, str) else left.decode("latin-1"), right, "%")
@@ -518,7 +519,7 @@ def _check_filter(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[
     for option in options:
         _integer(option, f"a filter {name}")
     if name in _SHALLOW_FILTERS:
-        budget.charge(1 + (len(value) if isinstance(value, str | list | tuple | dict) else 1))
+        budget.charge(1 + (len(cast("str", value)) if isinstance(value, str | list | tuple | dict) else 1))
         return
     num_chars = _text_length(value)
     texts = [len(option) for option in options if isinstance(option, str)]

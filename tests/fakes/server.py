@@ -17,7 +17,7 @@ from drivetrain_server.app import create_app
 from drivetrain_server.serve import bind, uvicorn_server
 
 from fakes.engine import FakeEngine
-from fakes.text import ByteText, ByteTokenizer, LineTemplate
+from fakes.text import byte_tokenizer, line_template
 
 T = TypeVar("T")
 
@@ -25,9 +25,8 @@ T = TypeVar("T")
 def frontend_factory(engine: EngineClient) -> Frontend:
     return Frontend(
         engine,
-        ByteTokenizer(),
-        detokenizer=ByteText,
-        chat_template=LineTemplate(),
+        byte_tokenizer(),
+        chat_template=line_template(),
         defaults=GenerationDefaults(temperature=0.6, top_k=40),
     )
 

@@ -1,86 +1,45 @@
-"""A tokenizer of bytes, so that every test can see what each token is."""
+"""A real tokenizer whose ids are bytes, so that every test can see what each token is, and a small chat template."""
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Mapping, Sequence
+from functools import cache
 
-from drivetrain.errors import TemplateError
-from drivetrain.frontend import Json, Message
-from drivetrain.sampling import SamplingParams
+import tokenizers
+from drivetrain.chat_template import ChatTemplate
+from drivetrain.tokenizer import Tokenizer
+from drivetrain.tokenizer.pieces import byte_level_alphabet
+from drivetrain.tokenizer.tokenizer import TokenizerParts
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 END = 256
 BEGIN = 257
 VOCAB_SIZE = 300
-SPECIAL = {END: "<|end|>", BEGIN: "<|begin|>"}
+
+TEMPLATE = """
+{%- for message in messages -%}
+{%- if message.content == 'refuse me' -%}{{ raise_exception('no') }}{%- endif -%}
+{{ message.role }}: {{ message.content }}
+{%- if not loop.last %}{{ '\\n' }}{% endif -%}
+{%- endfor -%}
+{%- if enable_thinking is defined %}{{ '\\n' }}thinking={{ enable_thinking }}{% endif -%}
+{%- if add_generation_prompt %}{{ '\\n' }}assistant: {% endif -%}
+"""
 
 
-class ByteTokenizer:
+@cache
+def byte_tokenizer() -> Tokenizer:
     """Ids 0 to 255 are bytes; BEGIN goes before a prompt."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [BEGIN] * add_special_tokens + list(text.encode())
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return b"".join(b"" if skip_special_tokens and i in SPECIAL else self.token_bytes(i) for i in ids).decode(
-            "utf-8", "replace"
-        )
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return SPECIAL[token_id].encode() if token_id in SPECIAL else bytes([token_id]) if token_id < 256 else b""
+    backend = tokenizers.Tokenizer(models.BPE(vocab=byte_level_alphabet(), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|begin|>", special=True)])
+    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<|begin|> $A", special_tokens=[("<|begin|>", BEGIN)]
+    )
+    assert backend.token_to_id("<|end|>") == END
+    return Tokenizer(backend, TokenizerParts(where="byte tokenizer", eos_ids=(END,)))
 
 
-class LineTemplate:
-    """`role: content` lines; reads the variable `enable_thinking` and refuses messages with the text "refuse me"."""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        kwargs: Mapping[str, Json] | None = None,
-    ) -> str:
-        if unread := set(kwargs or {}) - {"enable_thinking"}:
-            raise TemplateError(
-                f"chat_template_kwargs has {unread}, which it does not read", param="chat_template_kwargs"
-            )
-        lines = [f"{message['role']}: {_text(message['content'])}" for message in messages]
-        if any(line.endswith("refuse me") for line in lines):
-            raise TemplateError("messages: the template refused them", param="messages")
-        lines += [f"{name}={value}" for name, value in (kwargs or {}).items()]
-        return "\n".join(lines) + ("\nassistant: " if add_generation_prompt else "" if continue_final_message else "\n")
-
-
-def _text(content: Json) -> str:
-    if isinstance(content, list):
-        return "|".join(str(part["text"]) for part in content if isinstance(part, dict))
-    return str(content)
-
-
-class ByteText:
-    """The incremental detokenizer of `ByteTokenizer`."""
-
-    def __init__(self, params: SamplingParams) -> None:
-        self.stop_string: str | None = None
-        self._params = params
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-
-    def push(self, token_id: int) -> str:
-        raw = SPECIAL[token_id].encode() if token_id in SPECIAL and not self._params.skip_special_tokens else b""
-        self._held += self._decoder.decode(bytes([token_id]) if token_id < 256 else raw)
-        for stop in self._params.stop:
-            at = self._held.find(stop)
-            if at >= 0:
-                self.stop_string = stop
-                return self._held[: at + len(stop) if self._params.include_stop_str_in_output else at]
-        keep = max(
-            (size for stop in self._params.stop for size in range(1, len(stop)) if self._held.endswith(stop[:size])),
-            default=0,
-        )
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return text
-
-    def finish(self) -> str:
-        return self._held + self._decoder.decode(b"", final=True)
+def line_template() -> ChatTemplate:
+    """`role: content` lines; reads the variable `enable_thinking` and refuses the message "refuse me"."""
+    return ChatTemplate({"default": TEMPLATE})

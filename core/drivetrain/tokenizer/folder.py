@@ -89,7 +89,8 @@ def _from_vocab_and_merges(path: Path, config: dict[str, Any]) -> tokenizers.Tok
             f"add the tokenizer.json of this model"
         )
     try:
-        core = models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
+        vocab, merges = str(path / "vocab.json"), str(path / "merges.txt")
+        core = models.BPE.from_file(vocab, merges)  # pyright: ignore[reportUnknownMemberType] - untyped there
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"{path}: vocab.json and merges.txt cannot be read ({error}); download both") from error
     encoder = tokenizers.Tokenizer(core)
@@ -120,7 +121,8 @@ def _added_token(value: object, *, special: bool) -> AddedToken | None:
     match value:
         case str():
             return AddedToken(value, special=special, normalized=not special)
-        case {"content": str(content), **rest}:
+        case {"content": str(content)}:
+            rest = cast("dict[str, object]", value)
             flags = {key: rest.get(key) is True for key in ("single_word", "lstrip", "rstrip")}
             is_special = special or rest.get("special") is True
             normalized = rest.get("normalized", not is_special) is True
@@ -139,7 +141,7 @@ def _add_declared_tokens(encoder: tokenizers.Tokenizer, config: dict[str, Any], 
         token = _added_token(value, special=False)
         if token is None or not token.content:
             continue
-        encoder.add_tokens([token])
+        encoder.add_tokens([token])  # pyright: ignore[reportUnknownMemberType] - untyped there
         got = encoder.token_to_id(token.content)
         if got != token_id:
             raise TokenizerError(
@@ -161,7 +163,7 @@ def _add_special_tokens(encoder: tokenizers.Tokenizer, special: dict[str, Any], 
     for value in listed:
         token = _added_token(value, special=True)
         if token is not None and token.content and token.content not in known:
-            encoder.add_special_tokens([token])
+            encoder.add_special_tokens([token])  # pyright: ignore[reportUnknownMemberType] - untyped there
             known.add(token.content)
 
 

@@ -37,7 +37,7 @@ _END_TEXTS = frozenset(
         "<|endoftext|>",
         "<|END_OF_TURN_TOKEN|>",
         "<EOT>",
-        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - spelt so
     }
 )
 """Control tokens that end a turn. A file names one or two end ids; models often have more in a configuration that did
@@ -130,13 +130,12 @@ def _byte_level(
         encoder.normalizer = normalizer
     encoder.pre_tokenizer = build_pre_tokenizer(splits)
     encoder.decoder = decoders.ByteLevel()
-    encoder.add_tokens(
-        [
-            AddedToken(text, normalized=False, special=kind == PieceType.CONTROL)
-            for text, kind in zip(texts, types, strict=True)
-            if text and kind in (PieceType.CONTROL, PieceType.USER_DEFINED)
-        ]
-    )
+    added = [
+        AddedToken(text, normalized=False, special=kind == PieceType.CONTROL)
+        for text, kind in zip(texts, types, strict=True)
+        if text and kind in (PieceType.CONTROL, PieceType.USER_DEFINED)
+    ]
+    encoder.add_tokens(added)  # pyright: ignore[reportUnknownMemberType] - untyped there
     return encoder, splits.add_bos
 
 

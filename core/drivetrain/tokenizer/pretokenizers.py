@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the look-alike letters are what the patterns match
 """How byte-level families split text before merging, by the name that GGUF files give it.
 
 A merge never crosses a split, so a wrong split gives other tokens than the model was trained on. The name stands in

@@ -207,14 +207,13 @@ def build_sentencepiece(model: SentencePieceModel, *, prefix_every_segment: bool
         encoder.normalizer = normalizers.Sequence(steps)
     encoder.decoder = decoders.Sequence(decoding)
     special = (PieceType.CONTROL, PieceType.UNKNOWN)
-    encoder.add_tokens(
-        [
-            # User-defined pieces that spell a space match after spaces were marked, all others before.
-            AddedToken(text, normalized=SPACE_MARK in text and kind not in special, special=kind in special)
-            for text, kind in zip(model.texts, model.types, strict=True)
-            if text and (kind in special or kind == PieceType.USER_DEFINED)
-        ]
-    )
+    added = [
+        # User-defined pieces that spell a space match after spaces were marked, all others before.
+        AddedToken(text, normalized=SPACE_MARK in text and kind not in special, special=kind in special)
+        for text, kind in zip(model.texts, model.types, strict=True)
+        if text and (kind in special or kind == PieceType.USER_DEFINED)
+    ]
+    encoder.add_tokens(added)  # pyright: ignore[reportUnknownMemberType] - untyped there
     return encoder
 
 

@@ -61,7 +61,7 @@ def _dequantize_numpy(raw: torch.Tensor, quantization: int, shape: tuple[int, ..
         raise UnsupportedModel(
             f"GGUF type {kind.name} cannot be decoded; use a file in F16, BF16, Q8_0, Q4_0, Q4_1, Q5 or a K-quant"
         ) from error
-    return torch.from_numpy(values).view(shape)
+    return torch.from_numpy(values).view(shape)  # pyright: ignore[reportUnknownMemberType] - untyped there
 
 
 def _half(bytes_B2: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reading the header of a GGUF file, which is hostile input until every count and offset was checked against its size."""
+"""Reading the header of a GGUF file: hostile input until every count and offset was checked against the file."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ _MPT = {
     "blk.{}.ffn_down": "transformer.blocks.{}.ffn.down_proj",
 }
 _ROTARY_PERMUTED = {"attn_q": Layout.ROTARY_Q, "attn_k": Layout.ROTARY_K}
-_NORM_PLUS_ONE = dict.fromkeys(
+_NORM_PLUS_ONE: dict[str, Layout] = dict.fromkeys(
     ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm", "output_norm"),
     Layout.ONE_PLUS,
 )
@@ -234,6 +234,7 @@ def undo_layout(values: torch.Tensor, layout: Layout, num_heads: int, num_kv_hea
             return values.reshape(3, num_heads, -1, *rest).swapaxes(0, 1).reshape(values.shape)
         case Layout.QKV_BY_GROUP:
             head = values.shape[0] // (num_heads + 2 * num_kv_heads)
-            q, k, v = values.split([num_heads * head, num_kv_heads * head, num_kv_heads * head])
-            groups = [part.reshape(num_kv_heads, -1, head, *rest) for part in (q, k, v)]
+            ends = (num_heads * head, (num_heads + num_kv_heads) * head)
+            parts = (values[: ends[0]], values[ends[0] : ends[1]], values[ends[1] :])
+            groups = [part.reshape(num_kv_heads, -1, head, *rest) for part in parts]
             return torch.cat(groups, dim=1).reshape(values.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def read_safetensors_header(path: Path) -> dict[str, SafetensorsEntry]:
         entries[name] = entry
         ranges.append((begin, begin + entry.num_bytes, name))
     ranges.sort()
-    for (_, end, name), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
+    for (_, end, name), (begin, _, other) in itertools.pairwise(ranges):
         if begin < end:
             raise _corrupt(path, f"tensors {name!r} and {other!r} overlap")
     return entries
@@ -222,11 +223,10 @@ def _sharded_entries(path: Path) -> dict[str, SafetensorsEntry]:
     except (OSError, ValueError, RecursionError) as error:
         raise WeightError(f"{index_path}: cannot be read as JSON ({error}); download it again") from error
     match index:
-        case {"weight_map": dict(weight_map)}:
-            pass
+        case {"weight_map": dict()}:
+            weight_map = cast("dict[str, Any]", index["weight_map"])
         case _:
             raise WeightError(f"{index_path}: has no weight_map; download it again")
-    weight_map = cast("dict[str, Any]", weight_map)
     shards: dict[str, dict[str, SafetensorsEntry]] = {}
     entries: dict[str, SafetensorsEntry] = {}
     for name, shard in weight_map.items():

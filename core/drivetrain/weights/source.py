@@ -21,7 +21,7 @@ class TensorInfo:
 
 
 class WeightSource(Protocol):
-    """Named tensors, read one at a time. Names and shapes are those of the Hugging Face checkpoint of the architecture."""
+    """Named tensors, read one at a time, with the names and shapes of the architecture's Hugging Face checkpoint."""
 
     @property
     def total_bytes(self) -> int:

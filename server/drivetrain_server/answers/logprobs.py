@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from drivetrain.frontend import TextTokenizer
 from drivetrain.messages import TokenLogprob
+from drivetrain.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
@@ -14,7 +14,7 @@ LEAST_LOGPROB = -9999.0
 class TokenSpeller:
     """Single tokens as text and bytes, kept once made: there are no more than the vocabulary has."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._spelled: dict[int, tuple[str, list[int]]] = {}
 
