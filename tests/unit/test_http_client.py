@@ -71,6 +71,19 @@ async def test_answer_that_breaks_off_is_an_error(answer):
                 await response.read()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer([b"zz\r\nxx\r\n"], headers=("Transfer-Encoding: chunked",), chunked=False),
+        Answer([b"x"], length="many", chunked=False),
+    ],
+)
+async def test_wrong_framing_is_an_error(answer):
+    async with sse_server(lambda *_: answer) as server:
+        with pytest.raises(ConnectionFailed, match="not framed as HTTP says"):
+            await get_json(Endpoint(url=server.url), "/")
+
+
 async def test_nobody_listening_says_how_to_start_a_server():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

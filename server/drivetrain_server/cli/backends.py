@@ -29,7 +29,7 @@ def backends(
     ops: Annotated[bool, typer.Option("--ops", help="Which implementation serves each op of the ready ones.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List device backends: ready or not, why, and what to do about it."""
+    """List device backends, and why each is ready or not."""
     from drivetrain_plugins.report import backends_report
     from rich.console import Console
 

@@ -34,7 +34,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a running server: time to first token, inter-token time, throughput.
+    """Measure the speed of a running server.
 
     Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run.
     """
