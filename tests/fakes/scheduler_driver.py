@@ -227,7 +227,8 @@ class Driver:
         assert stats.pages_free + stats.pages_cached == stats.pages_total
         self.check_pages()
         scheduler = self.scheduler
-        assert sorted(scheduler._slots) == list(range(self.limits.max_num_rows))  # pyright: ignore[reportPrivateUsage]
+        slots = sorted(scheduler._running._slots)  # pyright: ignore[reportPrivateUsage]
+        assert slots == list(range(self.limits.max_num_rows))
         for name, request in self.requests.items():
             outputs = self.emitted[name]
             reason = self.ended[name]
