@@ -29,7 +29,7 @@ def test_the_null_page_is_never_handed_out() -> None:
 
 
 def test_a_pool_without_a_page_to_hand_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected at least 2 .* got 1"):
+    with pytest.raises(ValueError, match=r"expected at least 2 .* got 1"):
         BlockPool(1)
 
 
