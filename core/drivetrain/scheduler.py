@@ -62,7 +62,7 @@ class Scheduler:
                 retry_after_s=self._queue.retry_after_s(num_waiting),
             )
         self._check(request)
-        request.queue_key = self._queue.key(request)
+        self._queue.enter(request)
         request.stop_above = request.num_prompt + request.params.min_tokens
         self._kv.prepare(request)
         self._requests[request.request_id] = request
@@ -238,7 +238,8 @@ class Scheduler:
 
         Args:
             schedule: what `schedule()` returned.
-            sampled: for each row that samples, in row order, its token or tokens.
+            sampled: for each row that samples, in row order, its token; or its tokens, of which a row that verifies
+                drafts has at most `num_tokens`.
 
         Returns:
             What is new, in row order. Rows of requests that ended meanwhile bring nothing; those of requests that were
@@ -271,6 +272,7 @@ class Scheduler:
                 if result in request.eos_ids or len(tokens) >= request.event_at:
                     reason = self._react(request, result)
             else:
+                assert len(result) <= row.num_tokens, "more tokens than the row verified"
                 new_ids: list[int] = []
                 for token in result:
                     new_ids.append(token)
@@ -278,6 +280,8 @@ class Scheduler:
                     reason = self._react(request, token)
                     if reason is not None:
                         break
+                if request.status is Status.RUNNING:  # KV of tokens that were not accepted is void
+                    request.num_computed = len(request.tokens) + request.in_flight - 1
             landed.append(Landed(request, new_ids, reason))
             if reason is not None:
                 self._finish(request, reason)

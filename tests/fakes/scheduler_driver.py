@@ -99,6 +99,8 @@ class Driver:
         if not live:
             return
         name = self.rng.choice(live)
+        if self.rng.random() < 0.2:  # rare, so seek it
+            name = next((other for other in live if self.requests[other].status is Status.PREEMPTED), name)
         self.events += 1
         request = self.requests[name]
         self.seen[f"abort {request.status.value} {request.in_flight}"] += 1

@@ -61,7 +61,7 @@ def test_a_published_page_is_kept_until_pages_run_out() -> None:
     pool = BlockPool(4)
     index = PrefixIndex(pool)
     (page,) = pool.take(1)
-    index.publish(b"", None, b"key", page, 0)
+    index.publish(b"", None, [b"key"], [page], 0)
     pool.release([page])
     assert states(pool) == (2, 1, 0)
     assert pool.take(2) == [2, 3]
@@ -74,7 +74,7 @@ def test_sharing_a_cached_page_makes_it_used_again() -> None:
     pool = BlockPool(4)
     index = PrefixIndex(pool)
     pages = pool.take(1)
-    index.publish(b"", None, b"key", pages[0], 0)
+    index.publish(b"", None, [b"key"], pages, 0)
     pool.release(pages)
     pool.share(pages)
     assert states(pool) == (2, 0, 1)
@@ -96,7 +96,7 @@ def test_the_states_always_add_up() -> None:
             for depth, page in enumerate(pages):
                 if rng.random() < 0.7:
                     key = bytes([rng.randrange(4), depth])
-                    block, _ = index.publish(b"", block, key, page, turn)
+                    block, _ = index.publish(b"", block, [key], [page], turn)
                 else:
                     break
             held.append(pages)

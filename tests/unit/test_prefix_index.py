@@ -10,10 +10,8 @@ LATER = 99
 
 def published(index: PrefixIndex, pool: BlockPool, keys: list[bytes], salt: bytes = b"") -> tuple[list[int], Block]:
     pages = pool.take(len(keys))
-    block = None
-    for key, page in zip(keys, pages, strict=True):
-        block, _ = index.publish(salt, block, key, page, LANDED)
-    assert block is not None
+    block, new = index.publish(salt, None, keys, pages, LANDED)
+    assert [fresh.page for fresh in new] == pages
     return pages, block
 
 
@@ -55,7 +53,7 @@ def test_chains_branch() -> None:
     index = PrefixIndex(pool)
     (first, second), block = published(index, pool, [b"a", b"b"])
     branch = pool.take_one()
-    index.publish(b"", block.parent, b"c", branch, LANDED)
+    index.publish(b"", block.parent, [b"c"], [branch], LANDED)
     assert index.match(b"", [b"a", b"b"], 2, LATER).pages == [first, second]
     assert index.match(b"", [b"a", b"c"], 2, LATER).pages == [first, branch]
 
@@ -65,7 +63,7 @@ def test_a_known_block_keeps_its_first_page() -> None:
     index = PrefixIndex(pool)
     (page,), block = published(index, pool, [b"a"])
     again = pool.take_one()
-    assert index.publish(b"", None, b"a", again, LANDED) == (block, False)
+    assert index.publish(b"", None, [b"a"], [again], LANDED) == (block, [])
     assert index.match(b"", [b"a"], 1, LATER).pages == [page]
     pool.release([again])
     assert (pool.num_free, pool.num_cached) == (8, 0)
@@ -75,7 +73,7 @@ def test_a_block_of_the_step_being_built_is_pending_and_a_hit_one_step_later() -
     pool = BlockPool(10)
     index = PrefixIndex(pool)
     (page,) = pool.take(1)
-    index.publish(b"", None, b"a", page, 7)
+    index.publish(b"", None, [b"a"], [page], 7)
     now = index.match(b"", [b"a"], 1, 7)
     assert (now.pages, now.last, now.pending) == ([], None, True)
     later = index.match(b"", [b"a"], 1, 8)
@@ -102,7 +100,7 @@ def test_a_leaf_goes_before_an_older_block_above_it() -> None:
     index = PrefixIndex(pool)
     (root,), block = published(index, pool, [b"a"])
     own, leaf = pool.take(2)  # a second request holds its own copy of the prefix
-    index.publish(b"", block, b"b", leaf, LANDED)
+    index.publish(b"", block, [b"b"], [leaf], LANDED)
     pool.release([root])
     pool.release([own, leaf])
     assert pool.take(1) == [own]
@@ -115,7 +113,7 @@ def test_a_block_whose_leaf_is_held_can_still_be_evicted() -> None:
     index = PrefixIndex(pool)
     (root,), block = published(index, pool, [b"a"])
     own, leaf = pool.take(2)
-    below, _ = index.publish(b"", block, b"b", leaf, LANDED)
+    below, _ = index.publish(b"", block, [b"b"], [leaf], LANDED)
     pool.release([root])
     assert pool.take(1) == [root]
     assert not block.alive

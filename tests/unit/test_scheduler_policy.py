@@ -17,6 +17,14 @@ def test_lower_priority_numbers_go_first_then_earlier_arrivals() -> None:
     assert names(scheduler.schedule()) == ["c", "b", "a"]
 
 
+def test_equal_arrivals_go_in_the_order_in_which_they_were_added() -> None:
+    scheduler = scheduler_of(max_num_rows=3)
+    for name in "abcde":
+        scheduler.add(request_of(name, [7, 8, 9, 10, ord(name)]))
+    assert names(scheduled(scheduler)) == ["a"], "the others wait for its first page"
+    assert names(scheduled(scheduler)) == ["a", "b", "c"]
+
+
 def test_waiting_outweighs_priority_in_the_end() -> None:
     scheduler = scheduler_of(aging_s=10.0)
     scheduler.add(request_of("a", priority=2, arrival_s=0.0))

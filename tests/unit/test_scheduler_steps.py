@@ -176,6 +176,17 @@ def test_a_prompt_that_may_not_be_cut_is_not_starved_by_decode_rows() -> None:
     assert seen == ["ab", "c", "ab", "d", "abe"]
 
 
+def test_results_may_come_as_lists() -> None:
+    scheduler = scheduler_of()
+    request = request_of("a", 6, max_tokens=3)
+    scheduler.add(request)
+    first, second = scheduled(scheduler), scheduled(scheduler)
+    assert scheduler.land(first, [[50]])[0].new_token_ids == [50]
+    assert (request.num_computed, request.in_flight) == (7, 1)
+    with pytest.raises(AssertionError, match="more tokens than the row verified"):
+        scheduler.land(second, [[51, 52]])
+
+
 def test_results_must_fit_the_step() -> None:
     scheduler = scheduler_of()
     scheduler.add(request_of("a"))

@@ -36,6 +36,9 @@ class PrefillPlanner:
         self._running = running
         self.needs_own_step = False
         """A prompt that may not be cut found no room beside decode rows."""
+        self._blocked: Request | None = None
+        """Who found too few pages last, when there was room for `_blocked_room`."""
+        self._blocked_room = 0
         self.queried_tokens = 0
         """Tokens of newly admitted requests that were looked up in the prefix index."""
         self.hit_tokens = 0
@@ -95,14 +98,20 @@ class PrefillPlanner:
         return verdict
 
     def _assign(self, request: Request, step: Schedule, budget: int) -> _Verdict:
+        spare = self._spare_pages
+        room = self._kv.pool.available - spare
+        if request is self._blocked and room <= self._blocked_room:
+            return _Verdict.BLOCKED  # without looking up a long prompt in each step
         match = self._kv.match(request, step.step_id)
         if match.pending:
             return _Verdict.SET_ASIDE
         length = len(request.tokens)
         if not self._may_cut(step, length - len(match.pages) * self._limits.page_size, budget):
             return _Verdict.BLOCKED
-        if not self._kv.fits(match.pages, length, self._spare_pages):
+        if not self._kv.fits(match.pages, length, spare):
+            self._blocked, self._blocked_room = request, room
             return _Verdict.BLOCKED
+        self._blocked = None
         self._kv.admit(request, match)
         if request.num_preemptions == 0:
             self.queried_tokens += length
