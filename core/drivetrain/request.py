@@ -86,8 +86,8 @@ class Request:
     """Decode rows are scheduled only for positions below this; 0 while it does not decode."""
     capacity: int = 0
     """Positions that fit into `pages`."""
-    queue_key: float = 0.0
-    """Its place in every queue: smaller goes first, and the largest is preempted first."""
+    queue_key: tuple[float, int] = (0.0, 0)
+    """Its place in every queue, unique: smaller goes first, and the largest is preempted first."""
     last_step: int = -1
     """Newest step with a row of it."""
     prompt_step: int = -1
