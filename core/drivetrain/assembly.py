@@ -68,8 +68,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         limits,
         plan,
         backend=name,
-        device_name=device.capabilities.device_name,
-        overlap=device.capabilities.async_execution,
+        capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
     )
 
@@ -201,8 +200,7 @@ def connect(
     plan: MemoryPlan,
     *,
     backend: str,
-    device_name: str,
-    overlap: bool,
+    capabilities: Capabilities,
     weight_bytes: int,
 ) -> Engine:
     """Scheduler, batch builder and step loop around a loaded executor.
@@ -229,14 +227,14 @@ def connect(
             max_prefills_per_step=policy.max_prefills_per_step,
             chunked_prefill=config.chunked_prefill,
             prefix_cache=config.prefix_cache,
-            overlap=int(overlap if config.overlap == "auto" else config.overlap == "on"),
+            overlap=int(capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"),
         )
     )
     info = EngineInfo(
         model=model.name,
         architecture=model.spec.architecture,
         backend=backend,
-        device=device_name,
+        device=capabilities.device_name,
         dtype=limits.dtype,
         vocab_size=model.spec.vocab_size,
         max_model_len=max_model_len,
@@ -254,5 +252,6 @@ def connect(
         info=info,
         end_ids=model.end_ids,
         overlap=bool(scheduler.limits.overlap),
+        sampling=capabilities.sampling,
         seed=config.seed,
     )
