@@ -97,8 +97,7 @@ def build(
         limits,
         plan,
         backend="plain",
-        device_name=opened.capabilities.device_name,
-        overlap=overlap,
+        capabilities=opened.capabilities,
         weight_bytes=0,
     )
 

@@ -106,8 +106,7 @@ def tiny_engine(
         limits,
         plan,
         backend="cpu",
-        device_name="cpu",
-        overlap=overlap,
+        capabilities=device.capabilities,
         weight_bytes=0,
     )
 
