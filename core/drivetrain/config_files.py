@@ -133,9 +133,9 @@ def load_generation_config(path: Path) -> GenerationConfig:
 def _ids(where: Path, key: str, value: object) -> tuple[int, ...]:
     if value is None:
         return ()
-    items = cast("list[object]", value if isinstance(value, list) else [value])
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
     if not all(type(item) is int and 0 <= item < 2**31 for item in items):
-        raise ModelError(f"{where}: {key} is {str(value)[:80]}, expected a token id or a list of them")
+        raise ModelError(f"{where}: {key} is {str(items)[:80]}, expected a token id or a list of them")
     return tuple(dict.fromkeys(cast("list[int]", items)))
 
 

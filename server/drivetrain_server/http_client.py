@@ -77,24 +77,31 @@ class Response:
         return bytes(body)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in the pieces that arrive."""
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            while size := int((await self._line()).split(b";")[0], 16):
-                yield await self._exactly(size)
-                await self._line()
-            while await self._line():
-                pass
-        elif (length := self.headers.get("content-length")) is not None:
-            left = int(length)
-            while left:
-                piece = await self._reader.read(min(left, 65536))
-                if not piece:
-                    raise ConnectionFailed(f"the server broke off with {left} bytes of its answer missing")
-                left -= len(piece)
-                yield piece
-        else:
-            while piece := await self._reader.read(65536):
-                yield piece
+        """The body in the pieces that arrive.
+
+        Raises:
+            ConnectionFailed: it breaks off, or its framing is wrong.
+        """
+        try:
+            if "chunked" in self.headers.get("transfer-encoding", "").lower():
+                while size := int((await self._reader.readuntil(b"\r\n")).split(b";")[0], 16):
+                    yield await self._reader.readexactly(size)
+                    await self._reader.readexactly(2)
+            elif (length := self.headers.get("content-length")) is not None:
+                left = int(length)
+                while left:
+                    piece = await self._reader.read(min(left, 65536))
+                    if not piece:
+                        raise asyncio.IncompleteReadError(b"", left)
+                    left -= len(piece)
+                    yield piece
+            else:
+                while piece := await self._reader.read(65536):
+                    yield piece
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise ConnectionFailed("the server broke off in the middle of its answer") from error
+        except ValueError as error:
+            raise ConnectionFailed(f"the server's answer is not framed as HTTP says: {error}") from error
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The `data` of each server-sent event; comments and other fields are skipped."""
@@ -108,18 +115,6 @@ class Response:
                 elif not line and data:
                     yield "\n".join(data)
                     data = []
-
-    async def _line(self) -> bytes:
-        try:
-            return (await self._reader.readuntil(b"\r\n")).removesuffix(b"\r\n")
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise ConnectionFailed("the server broke off in the middle of its answer") from error
-
-    async def _exactly(self, size: int) -> bytes:
-        try:
-            return await self._reader.readexactly(size)
-        except asyncio.IncompleteReadError as error:
-            raise ConnectionFailed("the server broke off in the middle of its answer") from error
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import pytest
 from drivetrain_server.bench.report import distribution, summarize
 from drivetrain_server.bench.traffic import Load, Sample, drive
 from drivetrain_server.http_client import Endpoint
-from unit.sse_server import Answer, events, sse_server
+from fakes.sse_server import Answer, events, sse_server
 
 
 def stream(prompt_tokens: int, completion_tokens: int, cached: int = 0) -> list[bytes]:

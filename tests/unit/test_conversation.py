@@ -10,7 +10,7 @@ from drivetrain.errors import RequestFailed
 from drivetrain_server.cli.conversation import Conversation, read_message
 from drivetrain_server.cli.remote_talker import RemoteTalker
 from drivetrain_server.http_client import Endpoint
-from unit.sse_server import Answer, events, sse_server
+from fakes.sse_server import Answer, events, sse_server
 
 
 class Echo:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from drivetrain_server.http_client import ConnectionFailed, Endpoint, HttpError, get_json, request, served_model
-from unit.sse_server import Answer, collect, events, sse_server
+from fakes.sse_server import Answer, collect, events, sse_server
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -69,6 +69,19 @@ async def test_answer_that_breaks_off_is_an_error(answer):
         with pytest.raises(ConnectionFailed, match="broke off"):
             async with request(Endpoint(url=server.url), "GET", "/") as response:
                 await response.read()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer([b"zz\r\nxx\r\n"], headers=("Transfer-Encoding: chunked",), chunked=False),
+        Answer([b"x"], length="many", chunked=False),
+    ],
+)
+async def test_wrong_framing_is_an_error(answer):
+    async with sse_server(lambda *_: answer) as server:
+        with pytest.raises(ConnectionFailed, match="not framed as HTTP says"):
+            await get_json(Endpoint(url=server.url), "/")
 
 
 async def test_nobody_listening_says_how_to_start_a_server():

@@ -45,12 +45,14 @@ def read_folder(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerParts]:
         encoder = _from_vocab_and_merges(path, config)
     else:
         model = read_sentencepiece_model(source)
-        encoder = build_sentencepiece(model, prefix_every_segment=config.get("legacy") is True)
+        encoder = build_sentencepiece(model, prefix_every_segment=config.get("legacy") is not False)
         special = {**_sentencepiece_roles(model), **special}
     _add_declared_tokens(encoder, config, source)
     roles = {role: text for role in _ROLES if (text := _token_text(special.get(role))) is not None}
     _add_special_tokens(encoder, special, roles)
-    _set_begin_and_end(encoder, config, roles, adds_bos_by_default=model is not None)
+    if source.name != "tokenizer.json":
+        # tokenizer.json says itself what goes around a text; Transformers ignores the flags beside it, too.
+        _set_begin_and_end(encoder, config, roles, adds_bos_by_default=model is not None)
     eos = encoder.token_to_id(roles["eos_token"]) if "eos_token" in roles else None
     parts = TokenizerParts(
         where=str(source),
@@ -58,6 +60,7 @@ def read_folder(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerParts]:
         eos_ids=() if eos is None else (eos,),
         chat_templates=_chat_templates(path, config),
         num_tokens=len(model.texts) if model else 0,
+        doubles_leading_space=model is not None and model.add_prefix_space and config.get("legacy") is False,
     )
     return encoder, parts
 
@@ -170,14 +173,14 @@ def _add_special_tokens(encoder: tokenizers.Tokenizer, special: dict[str, Any], 
 def _set_begin_and_end(
     encoder: tokenizers.Tokenizer, config: dict[str, Any], roles: dict[str, str], *, adds_bos_by_default: bool
 ) -> None:
-    """Apply `add_bos_token` and `add_eos_token`, which replace the post-processor of tokenizer.json where given."""
+    """Apply `add_bos_token` and `add_eos_token`."""
     from tokenizers import processors
 
-    if not adds_bos_by_default and "add_bos_token" not in config and "add_eos_token" not in config:
-        return
     bos = roles.get("bos_token") if config.get("add_bos_token", adds_bos_by_default) else None
     eos = roles.get("eos_token") if config.get("add_eos_token", False) else None
     around = [token for token in (bos, eos) if token is not None]
+    if not around:
+        return
     encoder.post_processor = processors.TemplateProcessing(
         single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
         pair=None,

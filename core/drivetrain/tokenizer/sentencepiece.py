@@ -169,13 +169,13 @@ def _parse_model(data: bytes, path: Path) -> SentencePieceModel:
     )
 
 
-def build_sentencepiece(model: SentencePieceModel, *, prefix_every_segment: bool = False) -> tokenizers.Tokenizer:
+def build_sentencepiece(model: SentencePieceModel, *, prefix_every_segment: bool = True) -> tokenizers.Tokenizer:
     """An encoder of the tokenizers library that splits text as SentencePiece does.
 
     Args:
         model: vocabulary and rules.
-        prefix_every_segment: put the prefix space after each special token too, as the `legacy` tokenizers of
-            Transformers do, and not only at the start of the text.
+        prefix_every_segment: put the prefix space after each special token too, as most models were trained, and not
+            only at the start of the text. Without it, a text that begins with a space must be given one more.
     """
     import tokenizers
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -197,24 +197,29 @@ def build_sentencepiece(model: SentencePieceModel, *, prefix_every_segment: bool
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     decoding: list[decoders.Decoder] = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.add_prefix_space:
-        encoder.pre_tokenizer = pre_tokenizers.Metaspace(
-            SPACE_MARK, prepend_scheme="always" if prefix_every_segment else "first", split=False
-        )
         decoding.append(decoders.Strip(" ", 1, 0))
+    if model.add_prefix_space and not prefix_every_segment:
+        encoder.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="first", split=False)
     else:
+        steps += [normalizers.Prepend(SPACE_MARK)] if model.add_prefix_space else []
         steps.append(normalizers.Replace(" ", SPACE_MARK))
     if steps:
         encoder.normalizer = normalizers.Sequence(steps)
     encoder.decoder = decoders.Sequence(decoding)
     special = (PieceType.CONTROL, PieceType.UNKNOWN)
     added = [
-        # User-defined pieces that spell a space match after spaces were marked, all others before.
-        AddedToken(text, normalized=SPACE_MARK in text and kind not in special, special=kind in special)
+        AddedToken(text, normalized=_matches_marked_text(text, kind), special=kind in special)
         for text, kind in zip(model.texts, model.types, strict=True)
         if text and (kind in special or kind == PieceType.USER_DEFINED)
+        if not (_matches_marked_text(text, kind) and model.add_prefix_space)
     ]
     encoder.add_tokens(added)  # pyright: ignore[reportUnknownMemberType] - untyped there
     return encoder
+
+
+def _matches_marked_text(text: str, kind: int) -> bool:
+    """User-defined pieces that spell a space match after spaces were marked, all other tokens before."""
+    return kind == PieceType.USER_DEFINED and SPACE_MARK in text
 
 
 def ranked_merges(model: SentencePieceModel) -> list[tuple[str, str]]:

@@ -30,6 +30,8 @@ class TokenizerParts:
     """Name to Jinja source; the usual one is called `default`."""
     num_tokens: int = 0
     """At least so many ids exist, even if some have no text of their own."""
+    doubles_leading_space: bool = False
+    """A space at the start of a text does not stand in for the one that the encoder puts there."""
 
 
 class Tokenizer:
@@ -125,6 +127,8 @@ class Tokenizer:
         Raises:
             RequestError: the text holds a lone surrogate, which no encoding of text can carry.
         """
+        if self._parts.doubles_leading_space and text.startswith(" "):
+            text = " " + text
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError as error:
@@ -132,6 +136,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` for many texts, on all cores. Raises: RequestError: as `encode`."""
+        if self._parts.doubles_leading_space:
+            texts = [" " + text if text.startswith(" ") else text for text in texts]
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:

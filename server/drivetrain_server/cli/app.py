@@ -9,13 +9,9 @@ from drivetrain.version import __version__
 
 HELP = """One LLM serving engine for any accelerator.
 
-- [bold]drivetrain serve MODEL[/bold] starts an OpenAI-style server.
-
-- [bold]drivetrain chat MODEL[/bold] talks to a model.
-
-- [bold]drivetrain doctor[/bold] says what is wrong.
-
-Every field of [bold]drivetrain.toml[/bold] is also a flag and an environment variable."""
+`drivetrain serve MODEL` starts an OpenAI-style server, `drivetrain chat MODEL` talks to a model, `drivetrain doctor`
+says what is wrong. Every field of drivetrain.toml is also a flag and an environment variable.
+"""
 
 
 def build_app(wanted: str | None = None) -> typer.Typer:
@@ -23,6 +19,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 
     Args:
         wanted: the command that will run; the flags of others are not declared. None declares all, for completion.
+            "" is none: the list of commands is then plain text, because loading rich would double its time.
     """
     from drivetrain_server.cli.backends import backends
     from drivetrain_server.cli.bench import bench
@@ -37,7 +34,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
         name="drivetrain",
         help=HELP,
         no_args_is_help=True,
-        rich_markup_mode="rich",
+        rich_markup_mode=None if wanted == "" else "rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -29,7 +29,7 @@ def backends(
     ops: Annotated[bool, typer.Option("--ops", help="Which implementation serves each op of the ready ones.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List device backends: ready or not, why, and what to do about it."""
+    """List device backends, and why each is ready or not."""
     from drivetrain_plugins.report import backends_report
     from rich.console import Console
 
@@ -89,10 +89,11 @@ def _show(console: Console, report: BackendsReport) -> None:
 
 
 def _show_ops(console: Console, name: str, rows: list[OpRow] | str) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if isinstance(rows, str):
-        console.print(f"[red]{name}:[/red] {rows}", highlight=False)
+        console.print(f"[red]{name}:[/red] {escape(rows)}", highlight=False)
         return
     own = sum(not row.reference for row in rows)
     table = Table("part", "implementation", title=f"{name}: {own} of {len(rows)} its own", title_justify="left")

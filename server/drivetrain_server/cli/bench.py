@@ -34,7 +34,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a running server: time to first token, inter-token time, throughput.
+    """Measure the speed of a running server.
 
     Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run.
     """
@@ -87,12 +87,13 @@ async def _measure(endpoint: Endpoint, load: Load, warmup: int, *, quiet: bool) 
 
 def _show(url: str, load: Load, report: LoadReport) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     arrival = f"{load.rate:g} arrivals/s, " if load.rate else ""
     console.print(
-        f"[bold]{load.model}[/bold] at {url}: {load.num_requests} requests of {load.input_tokens} + "
+        f"[bold]{escape(load.model)}[/bold] at {url}: {load.num_requests} requests of {load.input_tokens} + "
         f"{load.output_tokens} tokens, {arrival}at most {load.concurrency} at once",
         highlight=False,
     )
@@ -114,4 +115,4 @@ def _show(url: str, load: Load, report: LoadReport) -> None:
     if report.cached_tokens:
         console.print(f"{report.cached_tokens:,} of {report.input_tokens:,} prompt tokens came from the prefix cache")
     for problem, count in report.problems.items():
-        console.print(f"[red]{count} failed:[/red] {problem}", highlight=False, markup=True)
+        console.print(f"[red]{count} failed:[/red] {escape(problem)}", highlight=False)

@@ -23,7 +23,10 @@ def doctor(
     config_path: Annotated[Path | None, typer.Option("--config", metavar="PATH", help="Configuration file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check installation, machine, backends, configuration and model store. Fails where a problem stops serving."""
+    """Say what is wrong here, and what to do about it.
+
+    Looks at installation, machine, configuration, backends and models. Fails where a problem stops serving.
+    """
     from rich.console import Console
     from rich.markup import escape
 

@@ -52,7 +52,7 @@ async def answer_all(
         answer = Answer(index=index, prompt=prompt.text)
         async with slots:
             chat = prompt.text if raw else Chat(messages=prompt.as_messages())
-            prompt_ids = await frontend.encode_aside(chat, add_special_tokens=True)
+            prompt_ids = await frontend.encode_aside(chat, add_special_tokens=raw)
             answer.prompt_tokens = len(prompt_ids)
             async for batch in frontend.generate(frontend.request(new_request_id(), prompt_ids, params)):
                 for delta in batch:

