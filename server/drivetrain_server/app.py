@@ -86,7 +86,16 @@ class Application:
             self.service.telemetry.disconnect()
         finally:
             route = exchange.path if exchange.path in self._raw else _template(scope)
-            self.service.telemetry.request(route, exchange.method, status, perf_counter() - exchange.arrived)
+            elapsed_s = perf_counter() - exchange.arrived
+            self.service.telemetry.request(route, exchange.method, status, elapsed_s)
+            logger.info(
+                "request %s: %s %s: %d in %.3f s",
+                exchange.request_id,
+                exchange.method,
+                exchange.path,
+                status,
+                elapsed_s,
+            )
 
     async def _answer(self, exchange: Exchange) -> None:
         try:

@@ -42,7 +42,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.scope = scope
         self.receive = receive
-        self.request_id = request_id
+        self.request_id = scope["request_id"] = request_id
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.tenant = Tenant(name="", salt="")

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from drivetrain.client import EngineClient
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
-from drivetrain.errors import ConfigError, DrivetrainError
+from drivetrain.errors import ConfigError
 
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
@@ -95,8 +95,10 @@ def uvicorn_server(app: Application, config: ServerConfig) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    def handle_exit(self, sig: int, frame: object) -> None:
-        """Nothing: `_serve` handles signals."""
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals alone: `_serve` handles them."""
+        yield
 
 
 async def _serve(
@@ -108,16 +110,16 @@ async def _serve(
     announce: Callable[[str], None],
 ) -> None:
     app = create_app(engine, frontend_factory, config)
+    drain_s = config.drain_s
     server = uvicorn_server(app, config)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in SIGNALS:
         loop.add_signal_handler(number, signals.put_nowait, number)
     address = _address(listener)
-    listening = asyncio.create_task(server._serve(sockets=[listener]))  # pyright: ignore[reportPrivateUsage]
+    listening = asyncio.create_task(server.serve(sockets=[listener]))
     signalled = asyncio.create_task(signals.get())
     starting = asyncio.create_task(app.lifecycle.start())
-    drain_s = config.drain_s
     try:
         announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
         await asyncio.wait({starting, signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,13 +129,12 @@ async def _serve(
             await asyncio.wait({signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
         if signalled.done():
             announce(f"Ending: running requests have {drain_s:g} s; a second signal ends them at once.")
-            drain_s = await _drain(app, signals, drain_s)
+            await _drain(app, signals, drain_s)
     finally:
         starting.cancel()
         signalled.cancel()
         app.lifecycle.refuse_new()
-        with suppress(asyncio.CancelledError, DrivetrainError):
-            await starting
+        await asyncio.wait({starting})
         await engine.shutdown(drain_s=0.0)
         server.should_exit = True
         await listening
@@ -141,7 +142,7 @@ async def _serve(
             loop.remove_signal_handler(number)
 
 
-async def _drain(app: Application, signals: asyncio.Queue[signal.Signals], limit_s: float) -> float:
+async def _drain(app: Application, signals: asyncio.Queue[signal.Signals], limit_s: float) -> None:
     """Drain, or end at once on a second signal."""
     draining = asyncio.create_task(app.lifecycle.drain(limit_s))
     again = asyncio.create_task(signals.get())
@@ -155,7 +156,6 @@ async def _drain(app: Application, signals: asyncio.Queue[signal.Signals], limit
     ended = await draining
     if ended:
         logger.warning("%d requests were ended before they finished", ended)
-    return 0.0
 
 
 def _address(listener: socket.socket) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from typing import cast
 
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import UnknownModel
-from drivetrain.frontend import Frontend
+from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain.messages import EngineInfo
 from drivetrain.version import __version__
 
@@ -50,6 +51,11 @@ class Service:
         if self._speller is None:
             self._speller = TokenSpeller(frontend.tokenizer)
         return self._speller
+
+    def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
+        """Values for sampling parameters that requests leave out: the operator's, else the model's."""
+        own = {name: cast("object", getattr(frontend.defaults, name)) for name in GenerationDefaults.__slots__}
+        return {name: value for name, value in own.items() if value is not None} | dict(self.config.sampling_defaults)
 
     def check_model(self, name: str | None, info: EngineInfo) -> None:
         """Refuse a model that is not served; None (where a route allows it) is the one that is.

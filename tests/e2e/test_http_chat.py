@@ -156,6 +156,23 @@ def test_model_defaults_hold_where_the_request_is_silent(server: RunningServer, 
     assert (explicit.temperature, explicit.top_k) == (0.0, 0)
 
 
+def test_operators_defaults_go_before_the_models() -> None:
+    engine = FakeEngine()
+    with (
+        RunningServer(engine, sampling_defaults={"temperature": 0.1, "max_tokens": 3}) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        client.chat.completions.create(model="tiny", messages=HELLO)
+        client.completions.create(model="tiny", prompt="a")
+        client.completions.create(model="tiny", prompt="a", max_tokens=5, temperature=1)
+    chosen = [request.params for request in engine.requests]
+    assert [(params.temperature, params.top_k, params.max_tokens) for params in chosen] == [
+        (0.1, 40, 3),
+        (0.1, 40, 3),
+        (1.0, 40, 5),
+    ]
+
+
 def test_every_sampling_field_reaches_the_engine(server: RunningServer, client: openai.OpenAI) -> None:
     client.chat.completions.create(
         model="tiny",

@@ -124,6 +124,18 @@ def test_mistake_of_ours_is_a_500_without_its_details(engine: FakeEngine, server
     assert "find-me" in answer.text and "secret" not in answer.text
 
 
+def test_mistake_behind_a_control_route_is_a_500_in_openai_shape(
+    engine: FakeEngine, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(engine, "stats", broken)
+    answer = httpx.get(f"{server.url}/metrics", headers={"x-request-id": "find-me"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "find-me" in answer.text and "secret" not in answer.text
+
+
 def test_engine_that_dies_ends_streams_with_an_error_event_and_turns_readiness_red(
     engine: FakeEngine, server: RunningServer
 ) -> None:

@@ -65,7 +65,9 @@ def test_endless_chunk_extension_is_cut(server: RunningServer) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@pytest.mark.parametrize("junk", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+@pytest.mark.parametrize(
+    "junk", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n"]
+)
 def test_other_protocols_get_a_400_in_json(server: RunningServer, junk: bytes) -> None:
     said = _raw(server, junk)
     assert said.startswith(b"HTTP/1.1 400") and b'"invalid_http"' in said

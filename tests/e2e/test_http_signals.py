@@ -25,19 +25,23 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "strea
 
 
 @contextmanager
-def _process(drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _process(drain_s: float, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A serving process and its address."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     process = subprocess.Popen(
-        [sys.executable, "-m", "fakes.serve_main", str(drain_s)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "fakes.serve_main", str(drain_s), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         assert process.stdout is not None
-        listening, ready, example = (process.stdout.readline() for _ in range(3))
+        listening = process.stdout.readline()
         address = re.match(r"Listening on (http://127\.0\.0\.1:\d+);", listening)
         assert address is not None, listening
-        assert ready == f"Ready: tiny at {address[1]}/v1\n"
-        assert example.startswith(f"Try:   curl {address[1]}/v1/chat/completions")
+        if "stuck" not in options:
+            assert process.stdout.readline() == f"Ready: tiny at {address[1]}/v1\n"
+            assert process.stdout.readline().startswith(f"Try:   curl {address[1]}/v1/chat/completions")
         yield process, address[1]
     finally:
         process.kill()
@@ -62,8 +66,10 @@ def test_signal_ends_running_streams_with_an_error_event(drain_s: float, signals
         assert process.wait(5) == 0
 
 
-def test_idle_server_ends_at_once() -> None:
-    with _process(60.0) as (process, _):
+@pytest.mark.parametrize("options", [(), ("stuck",)], ids=["idle", "starting"])
+def test_server_without_requests_ends_at_once(options: tuple[str, ...]) -> None:
+    with _process(60.0, *options) as (process, address):
+        assert httpx.get(f"{address}/health").status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 0
 

@@ -28,14 +28,8 @@ class ChatRoute(GenerateRoute):
         limits = (fields.max_completion_tokens, fields.max_tokens)
         if None not in limits and limits[0] != limits[1]:
             raise refuse("max_tokens", f"it says {limits[1]} and max_completion_tokens {limits[0]}; send one of them")
-        params = sampling_params(
-            fields,
-            frontend.defaults,
-            n=fields.n or 1,
-            max_tokens=limits[0] or limits[1],
-            logprobs=fields.num_logprobs,
-            prompt_logprobs=fields.prompt_logprobs,
-        )
+        asked = {"max_tokens": limits[0] or limits[1], "logprobs": fields.num_logprobs}
+        params = sampling_params(fields, self.service.sampling_defaults(frontend), asked)
         token_ids = await frontend.encode_aside(fields.chat(), add_special_tokens=False)
         shape = ChatShape(
             envelope,

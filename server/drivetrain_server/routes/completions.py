@@ -26,19 +26,18 @@ class CompletionsRoute(GenerateRoute):
     async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
         assert isinstance(fields, CompletionRequest)
         best, generated = fields.choices
-        max_tokens = DEFAULT_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens
         echo = bool(fields.echo)
         prompt_logprobs = fields.prompt_logprobs
         if echo and fields.logprobs is not None:
             prompt_logprobs = max(fields.logprobs, prompt_logprobs or 0)
-        params = sampling_params(
-            fields,
-            frontend.defaults,
-            n=generated,
-            max_tokens=max(max_tokens, 1),
-            logprobs=0 if fields.logprobs is None and generated > best else fields.logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
+        asked = {
+            "n": generated,
+            "max_tokens": None if fields.max_tokens is None else max(fields.max_tokens, 1),
+            "logprobs": 0 if fields.logprobs is None and generated > best else fields.logprobs,
+            "prompt_logprobs": prompt_logprobs,
+        }
+        defaults = {"max_tokens": DEFAULT_MAX_TOKENS} | self.service.sampling_defaults(frontend)
+        params = sampling_params(fields, defaults, asked)
         shape = CompletionShape(
             envelope,
             self.service.speller(frontend),
@@ -48,7 +47,7 @@ class CompletionsRoute(GenerateRoute):
             tell_prompt_logprobs=fields.prompt_logprobs is not None,
         )
         prompts = [await self._prompt(frontend, fields, prompt, echo) for prompt in fields.prompt]
-        return Plan(prompts=prompts, params=params, shape=shape, best=best, empty=max_tokens == 0)
+        return Plan(prompts=prompts, params=params, shape=shape, best=best, empty=fields.max_tokens == 0)
 
     async def _prompt(
         self, frontend: Frontend, fields: CompletionRequest, prompt: str | list[int], echo: bool

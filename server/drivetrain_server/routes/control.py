@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
+from contextlib import suppress
 
 import orjson
+from drivetrain.errors import DrivetrainError
 from drivetrain.messages import EngineStats, Phase
 from drivetrain.version import __version__
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from drivetrain_server.errors import HttpError
+from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.lifecycle import State
 from drivetrain_server.service import Service
 
 PHASE_PERIOD_S = 0.2
+STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
@@ -57,11 +59,18 @@ def control_app(service: Service) -> FastAPI:
         return error_response(_unrouted(request, error))
 
     async def wrong(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HttpError)
-        return error_response(error)
+        if isinstance(error, HttpError):
+            return error_response(error)
+        assert isinstance(error, DrivetrainError)
+        return error_response(http_error(error))
 
+    async def broken(request: Request, error: Exception) -> Response:
+        return error_response(internal_error(str(request.scope["request_id"])))
+
+    app.add_exception_handler(Exception, broken)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(HttpError, wrong)
+    app.add_exception_handler(DrivetrainError, wrong)
     return app
 
 
@@ -125,9 +134,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Gauges, counters and histograms in Prometheus's text format."""
-        engine, stats = lifecycle.engine, cast("EngineStats | None", None)
+        engine = lifecycle.engine
+        stats: EngineStats | None = None
         if engine.info is not None and engine.failure is None:
-            stats = await engine.stats()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STATS_TIMEOUT_S):
+                    stats = await engine.stats()
         text = service.telemetry.render(ready=lifecycle.state == "ready", info=engine.info, stats=stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

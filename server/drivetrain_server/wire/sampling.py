@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar, cast
+from collections.abc import Mapping
+from typing import Annotated, cast
 
 from drivetrain.errors import RequestError
-from drivetrain.frontend import GenerationDefaults
 from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from drivetrain_server.wire.validation import WireModel, refuse
 
-Value = TypeVar("Value")
 INT32_MAX = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
@@ -25,10 +24,10 @@ _STOP_SCHEMA = {
 }
 
 
-def _stops(value: object) -> list[str]:
+def _stops(value: object) -> list[str] | None:
     """One string, or several, as a list."""
     if value is None:
-        return []
+        return None
     items = cast("list[object]", value) if isinstance(value, list) else [value]
     strings = [item for item in items if isinstance(item, str) and 1 <= len(item) <= MAX_STRING]
     if len(strings) < len(items) or len(items) > MAX_STOPS:
@@ -93,45 +92,45 @@ class SamplingFields(WireModel):
 
 
 def sampling_params(
-    fields: SamplingFields,
-    defaults: GenerationDefaults,
-    *,
-    n: int,
-    max_tokens: int | None,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
+    fields: SamplingFields, defaults: Mapping[str, object], asked: Mapping[str, object]
 ) -> SamplingParams:
-    """What the engine is asked for: the request's own values, else the model's, else OpenAI's.
+    """What the engine is asked for: the request's own values, else the defaults, else those of `SamplingParams`.
+
+    Args:
+        defaults: values for fields of `SamplingParams` that requests leave out.
+        asked: what the route makes of its own fields, by the names of `SamplingParams`; None is not asked.
 
     Raises:
         RequestError: values that are wrong together; names the field.
     """
-    return SamplingParams(
-        n=n,
-        temperature=_first(fields.temperature, defaults.temperature, 1.0),
-        top_p=_first(fields.top_p, defaults.top_p, 1.0),
-        top_k=_first(fields.top_k, defaults.top_k, 0),
-        min_p=_first(fields.min_p, defaults.min_p, 0.0),
-        presence_penalty=fields.presence_penalty or 0.0,
-        frequency_penalty=fields.frequency_penalty or 0.0,
-        repetition_penalty=_first(fields.repetition_penalty, defaults.repetition_penalty, 1.0),
-        logit_bias=_logit_bias(fields.logit_bias or {}),
-        seed=fields.seed,
-        stop=tuple(fields.stop or ()),
-        stop_token_ids=tuple(fields.stop_token_ids or ()),
-        include_stop_str_in_output=bool(fields.include_stop_str_in_output),
-        ignore_eos=bool(fields.ignore_eos),
-        max_tokens=max_tokens,
-        min_tokens=fields.min_tokens or 0,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        bad_words=tuple(fields.bad_words or ()),
-        skip_special_tokens=fields.skip_special_tokens is not False,
-    )
+    chosen: dict[str, object] = {name: getattr(fields, name) for name in _SAME_NAME}
+    chosen.update(asked)
+    if fields.logit_bias is not None:
+        chosen["logit_bias"] = _logit_bias(fields.logit_bias)
+    for name in _SEQUENCES:
+        value = cast("list[object] | None", getattr(fields, name))
+        chosen[name] = None if value is None else tuple(value)
+    values = dict(defaults) | {name: value for name, value in chosen.items() if value is not None}
+    return SamplingParams(**values)  # pyright: ignore[reportArgumentType]
 
 
-def _first(asked: Value | None, recommended: Value | None, otherwise: Value) -> Value:
-    return asked if asked is not None else recommended if recommended is not None else otherwise
+_SAME_NAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "prompt_logprobs",
+)
+_SEQUENCES = ("stop", "stop_token_ids", "bad_words")
 
 
 def _logit_bias(named: dict[str, float]) -> dict[int, float]:

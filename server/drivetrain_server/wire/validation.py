@@ -52,7 +52,8 @@ def spell(location: tuple[int | str, ...]) -> str:
     """A place in the body as people write it: `messages[0].content`."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        name = part if isinstance(part, int) else part[:SHOWN_CHARS]
+        path += f"[{name}]" if isinstance(part, int) else f".{name}" if path else str(name)
     return path or "body"
 
 
