@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
 from drivetrain_plugins.contract.batch import Int32Array, StepBatch

@@ -7,14 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
-from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec
-from drivetrain_plugins.import_string import import_object
-from drivetrain_plugins.selection import choose_backend
-from drivetrain_plugins.spec import BackendSpec
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
@@ -25,6 +17,14 @@ from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.scheduler import Scheduler, SchedulerLimits
+from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
+from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
+from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.import_string import import_object
+from drivetrain_plugins.selection import choose_backend
+from drivetrain_plugins.spec import BackendSpec
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
 

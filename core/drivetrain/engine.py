@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
-from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
-from drivetrain_plugins.contract.executor import Executor
-
 from drivetrain.batch import BatchBuilder, prompt_logprob_span
 from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import check_served
 from drivetrain.scheduler import Schedule, Scheduler
+from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
+from drivetrain_plugins.contract.executor import Executor
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
+from drivetrain.models.decoder import Decoder
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.batch import (
     NULL_PAGE,
@@ -28,8 +30,6 @@ from drivetrain_plugins.contract.ops import StepContext
 from drivetrain_plugins.contract.runtime import Fetch, Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
-
-from drivetrain.models.decoder import Decoder
 
 _WARM_FEATURES = (SampleFeatures(), SampleFeatures(random=True))
 _SCORED_AT_ONCE = 256

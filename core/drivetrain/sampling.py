@@ -6,9 +6,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from drivetrain_plugins.contract.capabilities import SamplingFeature
-
 from drivetrain.errors import RequestError
+from drivetrain_plugins.contract.capabilities import SamplingFeature
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 64

@@ -11,12 +11,12 @@ from contextlib import suppress
 from time import perf_counter
 from typing import cast
 
-from drivetrain.client import EngineClient
-from drivetrain.config.server import ServerConfig
-from drivetrain.errors import DrivetrainError
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from drivetrain.client import EngineClient
+from drivetrain.config.server import ServerConfig
+from drivetrain.errors import DrivetrainError
 from drivetrain_server.cors import Cors
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.exchange import ClientGone, Exchange, SlowReader

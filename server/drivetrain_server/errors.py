@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import orjson
+
 from drivetrain import errors as core
 from drivetrain.errors import DrivetrainError
 

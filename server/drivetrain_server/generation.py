@@ -9,10 +9,10 @@ from time import perf_counter
 
 import msgspec
 import orjson
+
 from drivetrain.completion_text import TextDelta
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest
-
 from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry

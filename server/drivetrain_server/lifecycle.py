@@ -10,7 +10,6 @@ from typing import Literal
 from drivetrain.client import EngineClient
 from drivetrain.errors import Draining, EngineDead
 from drivetrain.frontend import Frontend
-
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import Exchange
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import msgspec
+
 from drivetrain.errors import BackendError
 
 if TYPE_CHECKING:

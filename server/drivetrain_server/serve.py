@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+
 from drivetrain.client import EngineClient
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import ConfigError
-
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited

@@ -12,7 +12,6 @@ from drivetrain.errors import UnknownModel
 from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain.messages import EngineInfo
 from drivetrain.version import __version__
-
 from drivetrain_server.answers.logprobs import TokenSpeller
 from drivetrain_server.keys import KeyRing
 from drivetrain_server.lifecycle import Lifecycle

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+from typer.testing import CliRunner
+
 from drivetrain_server.cli.app import build_app
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
-from typer.testing import CliRunner
 
 
 def invoke(*arguments: str, typed: str = ""):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 

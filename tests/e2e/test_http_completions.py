@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 from fakes.text import BEGIN, END

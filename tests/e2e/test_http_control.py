@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from drivetrain.version import __version__
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer
 from fakes.text import BEGIN
-from prometheus_client.parser import text_string_to_metric_families
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 

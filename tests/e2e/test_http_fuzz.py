@@ -6,6 +6,9 @@ import asyncio
 import json
 
 import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from drivetrain.config.server import ServerConfig
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.wire.chat import ChatRequest
@@ -13,8 +16,6 @@ from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.unservable import CHAT, COMPLETIONS
 from fakes.engine import FakeEngine
 from fakes.server import frontend_factory
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 json_values = st.recursive(

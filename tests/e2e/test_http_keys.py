@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer
 

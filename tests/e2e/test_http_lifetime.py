@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+
 from drivetrain.errors import ConfigError, OutOfMemory, Overloaded, RequestFailed
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer

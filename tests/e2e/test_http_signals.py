@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import ConfigError

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, TokenLogprob, Update
-
 from fakes.text import END, VOCAB_SIZE
 
 INFO = EngineInfo(

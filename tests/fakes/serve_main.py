@@ -11,7 +11,6 @@ import threading
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
 from drivetrain_server.serve import serve
-
 from fakes.engine import FakeEngine, says
 from fakes.server import frontend_factory
 

@@ -15,7 +15,6 @@ from drivetrain.errors import DrivetrainError
 from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain_server.app import create_app
 from drivetrain_server.serve import bind, uvicorn_server
-
 from fakes.engine import FakeEngine
 from fakes.text import byte_tokenizer, line_template
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.tokenizer import Tokenizer
 from drivetrain.tokenizer.pieces import byte_level_alphabet
 from drivetrain.tokenizer.tokenizer import TokenizerParts
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 END = 256
 BEGIN = 257

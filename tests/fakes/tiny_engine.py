@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drivetrain_cpu.backend import CpuBackend
+
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
-from drivetrain_cpu.backend import CpuBackend
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits

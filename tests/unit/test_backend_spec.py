@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from drivetrain_plugins.import_string import import_object
 from drivetrain_plugins.spec import BackendSpec
 

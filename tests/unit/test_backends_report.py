@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from drivetrain_plugins.errors import BackendNotReady
 from drivetrain_plugins.known import known_backends, not_installed
 from drivetrain_plugins.report import backends_report

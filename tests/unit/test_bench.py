@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain_server.bench.report import distribution, summarize
 from drivetrain_server.bench.traffic import Load, Sample, drive
 from drivetrain_server.http_client import Endpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from drivetrain.kv.block_pool import NULL_PAGE, BlockPool
 from drivetrain.kv.prefix_index import PrefixIndex
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from drivetrain.config import EngineConfig, ServerConfig, settings_of
 from drivetrain.errors import ConfigError, EngineDead
 from drivetrain.version import __version__
@@ -23,7 +25,6 @@ from drivetrain_server.cli.chat import stream_answer
 from drivetrain_server.cli.conversation import Conversation
 from drivetrain_server.cli.entry import error_block, main
 from fakes.sse_server import Answer, SseServer, events, sse_server
-from typer.testing import CliRunner
 
 PATHS = [os.path.abspath(path) for path in sys.path]
 COMMANDS = ("serve", "run", "chat", "ls", "pull", "backends", "doctor", "bench")

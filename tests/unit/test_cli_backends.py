@@ -6,6 +6,8 @@ import json
 import re
 
 import pytest
+from typer.testing import CliRunner
+
 from drivetrain.errors import BackendError
 from drivetrain_plugins import report
 from drivetrain_plugins.spec import BackendSpec, DeviceInfo
@@ -15,7 +17,6 @@ from drivetrain_server import op_table
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.cli.doctor import findings
 from drivetrain_server.op_table import OpRow
-from typer.testing import CliRunner
 
 ORIGIN = Origin(distribution="drivetrain-acme", version="1.2", entry_point="acme", target="acme.plugin")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from typer.testing import CliRunner
+
 from drivetrain import model_store
 from drivetrain.config import Config, EngineConfig, ServerConfig
 from drivetrain.errors import ConfigError, ModelNotFound
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.cli.doctor import findings
 from drivetrain_server.cli.models import with_model
-from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)

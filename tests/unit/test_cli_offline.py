@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from typer.testing import CliRunner
+
 from drivetrain.errors import EngineDead, PromptTooLong
 from drivetrain_server import serve as server
 from drivetrain_server.cli import engine as cli_engine
@@ -12,7 +14,6 @@ from drivetrain_server.cli import models
 from drivetrain_server.cli.app import build_app
 from fakes.engine import FakeEngine, says
 from fakes.server import frontend_factory
-from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.messages import FinishReasonName, TokenLogprob, Update
 from drivetrain.sampling import SamplingParams

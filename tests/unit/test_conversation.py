@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+
 from drivetrain.errors import RequestFailed
 from drivetrain_server.cli.conversation import Conversation, read_message
 from drivetrain_server.cli.remote_talker import RemoteTalker

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from drivetrain_cpu import probe as cpu
 from drivetrain_cpu.plugin import drivetrain_backends
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+
 from drivetrain.config import ServerConfig, load_config
 from drivetrain_server import diagnosis
 from drivetrain_server.diagnosis import (

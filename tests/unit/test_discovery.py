@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from drivetrain_plugins.discovery import Discovery, blocked_by_environment, discover
 from drivetrain_plugins.status import BackendState, Origin, Status
 from plugin_packages import PluginPackages, plugin_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from fakes.tiny_engine import random_requests, run, tiny_engine
 
 LOGPROB_TOLERANCE = 2e-4

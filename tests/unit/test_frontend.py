@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from drivetrain.errors import EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.frontend import Chat, Frontend
 from drivetrain.messages import GenerateRequest

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import pytest
+
 from drivetrain_server.http_client import ConnectionFailed, Endpoint, HttpError, get_json, request, served_model
 from fakes.sse_server import Answer, collect, events, sse_server
 

@@ -6,6 +6,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+
 from drivetrain.errors import BackendError
 from drivetrain_server.op_table import OpRow, op_table, rows_of
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from drivetrain_plugins.discovery import FoundBackend
 from drivetrain_plugins.probing import probe_backends
 from drivetrain_plugins.spec import BackendSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain.errors import ConfigError
 from drivetrain_server.cli.prompts import Prompt, read_prompts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain.errors import ConfigError, Draining, DrivetrainError, Overloaded, PromptTooLong, RequestError
 from drivetrain.request import Request, Status
 from drivetrain.scheduler import Scheduler

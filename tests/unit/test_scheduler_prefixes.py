@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain.errors import RequestError
 from drivetrain.request import FinishReason, Request, Status
 from drivetrain.scheduler import Scheduler

@@ -7,10 +7,11 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from drivetrain.scheduler import SchedulerLimits
-from fakes.scheduler_driver import Driver, Traffic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from drivetrain.scheduler import SchedulerLimits
+from fakes.scheduler_driver import Driver, Traffic
 
 EVENTS = 2200
 POLICIES = list(product((0, 1, 2), (False, True), (False, True), (False, True)))

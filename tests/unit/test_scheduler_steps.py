@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain.request import FinishReason, Status
 from fakes.scheduling import (
     EOS,

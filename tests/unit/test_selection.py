@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
 from drivetrain_plugins.report import report_on
 from drivetrain_plugins.selection import select_backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain.errors import RequestError
 from drivetrain.sampling import SamplingParams, check_served
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
+
 from drivetrain.completion_text import TextDelta
 from drivetrain.messages import FinishReasonName, TokenLogprob
 

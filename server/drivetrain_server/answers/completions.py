@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import orjson
-from drivetrain.completion_text import TextDelta
 
+from drivetrain.completion_text import TextDelta
 from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, usage_of
 from drivetrain_server.answers.logprobs import TokenSpeller, completion_logprobs, prompt_logprobs
 

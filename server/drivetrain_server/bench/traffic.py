@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from drivetrain.errors import DrivetrainError
-
 from drivetrain_server.http_client import Endpoint, Json, parse_json, request
 
 FIRST_TOKEN_ID = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from drivetrain.version import __version__
 
 HELP = """One LLM serving engine for any accelerator.

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from drivetrain.config import Config, EngineConfig
 from drivetrain.errors import BackendError
-
 from drivetrain_server.cli.config_flags import configured
 
 if TYPE_CHECKING:
-    from drivetrain_plugins.report import BackendsReport
-    from drivetrain_plugins.status import BackendState
     from rich.console import Console
 
+    from drivetrain_plugins.report import BackendsReport
+    from drivetrain_plugins.status import BackendState
     from drivetrain_server.op_table import OpRow
 
 COLORS = {"ready": "green", "unavailable": "dim", "broken": "red", "incompatible": "yellow", "blocked": "yellow"}
@@ -30,8 +30,9 @@ def backends(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List device backends, and why each is ready or not."""
-    from drivetrain_plugins.report import backends_report
     from rich.console import Console
+
+    from drivetrain_plugins.report import backends_report
 
     report = backends_report(requested=config.engine.backend, blocked=config.engine.blocked_backends)
     tables: dict[str, list[OpRow] | str] = {}
@@ -64,9 +65,10 @@ def _ops(state: BackendState, config: Config) -> list[OpRow] | str:
 
 
 def _show(console: Console, report: BackendsReport) -> None:
-    from drivetrain.config import format_size
     from rich.markup import escape
     from rich.table import Table
+
+    from drivetrain.config import format_size
 
     table = Table("backend", "status", "from", "devices or reason", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for state in report.backends:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from drivetrain.errors import ConfigError
 
 if TYPE_CHECKING:

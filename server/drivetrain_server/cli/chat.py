@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from drivetrain.config import Config, EngineConfig
 
+from drivetrain.config import Config, EngineConfig
 from drivetrain_server.cli.config_flags import configured
 
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> 
 def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> None:
     """Stream one answer; Ctrl-C stops it and what came so far stays in the conversation."""
     from drivetrain.errors import RequestError, RequestFailed
-
     from drivetrain_server.cli.entry import error_block
     from drivetrain_server.http_client import HttpError
 

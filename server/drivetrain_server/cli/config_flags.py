@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+
 from drivetrain.config import SECTIONS, Setting, docs_of, load_config, settings_of
 from drivetrain.errors import ConfigError
 

@@ -13,7 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from drivetrain.config import Config
-
     from drivetrain_server.diagnosis import Finding
 
 MARKS = {"ok": "[green]ok     [/green]", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
@@ -49,7 +48,6 @@ def doctor(
 def findings(config_path: Path | None) -> Iterator[Finding]:
     """Every finding, as its check ends."""
     from drivetrain.config import load_config
-
     from drivetrain_server.diagnosis import check_config, check_host, check_keys, check_port
 
     yield from check_host()
@@ -66,7 +64,6 @@ def findings(config_path: Path | None) -> Iterator[Finding]:
 
 def _backends(config: Config | None) -> Finding:
     from drivetrain_plugins.report import backends_report
-
     from drivetrain_server.diagnosis import Finding
 
     engine = config.engine if config is not None else None
@@ -85,7 +82,6 @@ def _backends(config: Config | None) -> Finding:
 
 def _models() -> Iterator[Finding]:
     from drivetrain.model_store import QUICK_START_MODEL, list_local_models, models_folder
-
     from drivetrain_server.diagnosis import Finding, check_disk
 
     yield check_disk(models_folder())
@@ -98,7 +94,6 @@ def _models() -> Iterator[Finding]:
 def _model(name: str) -> Finding:
     from drivetrain.errors import ModelError
     from drivetrain.model_store import resolve_model
-
     from drivetrain_server.diagnosis import Finding
 
     try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from drivetrain.frontend import Chat, Frontend
 from drivetrain.sampling import SamplingParams
-
 from drivetrain_server.cli.engine import new_request_id
 
 

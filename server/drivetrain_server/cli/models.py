@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from drivetrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     if not models:
         typer.echo(f"no models in {models_folder()}; `drivetrain pull {QUICK_START_MODEL}` gets a small one")
         return
-    from drivetrain.config import format_size
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from drivetrain.config import format_size
 
     table = Table("model", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for model in models:

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from drivetrain.errors import RequestFailed
-
 from drivetrain_server.http_client import Endpoint, Json, parse_json, request
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from drivetrain.config import Config, EngineConfig
 from drivetrain.errors import ConfigError
-
 from drivetrain_server.cli.config_flags import configured
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from drivetrain.config import Config, EngineConfig, ServerConfig
-
 from drivetrain_server.cli.config_flags import configured
 
 if TYPE_CHECKING:

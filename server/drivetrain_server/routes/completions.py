@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from drivetrain.frontend import Frontend
-
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.completions import CompletionShape
 from drivetrain_server.body import JsonObject

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import orjson
-from drivetrain.errors import DrivetrainError
-from drivetrain.messages import EngineStats, Phase
-from drivetrain.version import __version__
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from drivetrain.errors import DrivetrainError
+from drivetrain.messages import EngineStats, Phase
+from drivetrain.version import __version__
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.lifecycle import State
 from drivetrain_server.service import Service

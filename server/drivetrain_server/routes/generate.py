@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
-
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
 from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.exchange import Exchange

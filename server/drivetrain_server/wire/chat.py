@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
-from drivetrain.frontend import Chat, Json, Message
 from pydantic import Field, JsonValue, WithJsonSchema
 
+from drivetrain.frontend import Chat, Json, Message
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.validation import WireModel, refuse, shown
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from drivetrain.sampling import MAX_N
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from drivetrain.sampling import MAX_N
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.validation import refuse
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, cast
 
-from drivetrain.errors import RequestError
-from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from drivetrain.errors import RequestError
+from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
 from drivetrain_server.wire.validation import WireModel, refuse
 
 INT32_MAX = 2**31 - 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain import errors as core
 from drivetrain.errors import DrivetrainError
 from drivetrain_plugins import errors as plugins

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hmac
 
 import pytest
+
 from drivetrain_server.errors import HttpError
 from drivetrain_server.keys import KeyRing
 
