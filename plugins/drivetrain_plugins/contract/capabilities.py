@@ -28,8 +28,8 @@ class Capabilities:
         page_sizes: tokens a page, the preferred one first.
         attention: what paged attention serves beyond plain causal attention with grouped heads.
         max_head_dim: largest head size.
-        sampling: what a request may ask of the sampler beyond the likeliest token, by the names of `SampleFeatures`. Core
-            refuses a request that asks for more, by the name of its field. The reference ops serve everything.
+        sampling: what a request may ask of the sampler beyond the likeliest token, by the names of `SampleFeatures`.
+            Core refuses a request that asks for more, by the name of its field. The reference ops serve everything.
         quantizations: names of weight formats that `prepare_linear` takes.
         graphs: whether `Runtime.capture` replays a step without the host.
         async_execution: whether work runs on while the host goes on. False makes one-step-ahead pointless.

@@ -15,7 +15,7 @@ class StepShape:
         rows: sequences.
         tokens: tokens of all rows together.
         pages: upper bound of pages that any row reads.
-        decode_only: every row has exactly one token. Equal numbers of rows and tokens do not say so: both may be padded.
+        decode_only: every row has exactly one token. Equal numbers of rows and tokens do not say so: both are padded.
         captured: whether this shape is replayed from a captured graph.
     """
 
