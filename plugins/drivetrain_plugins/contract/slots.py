@@ -60,7 +60,7 @@ class StepInputs:
 
     Attributes:
         ids_T: token ids.
-        positions_T: position of each token in its sequence.
+        positions_T: position of each token in its sequence; never past the page table, padding included.
         kv_slots_T: where its keys and values go: page * page_size + offset.
         token_row_T: row of each token.
         row_slot_R: slot of each row; indexes `page_table_SP`.

@@ -34,9 +34,10 @@ def prepare(packed: torch.Tensor, layout: BatchLayout, slots: SlotState, page_si
     ids_T = part["token_ids"]
     ids_T = torch.where(ids_T < 0, slots.last_token_S[token_slot_T], ids_T).long()
     within_T = torch.arange(layout.tokens, device=packed.device) - query_start_R1[token_row_T]
-    positions_T = row_start_R[token_row_T] + within_T
-    # Padding tokens may lie past the table; every column of the dummy slot is the null page.
-    column_T = torch.div(positions_T, page_size, rounding_mode="floor").clamp_(max=slots.page_table_SP.shape[1] - 1)
+    # A padding row may be longer than any sequence: its tokens stay within the page table and the rotary tables.
+    last_position = slots.page_table_SP.shape[1] * page_size - 1
+    positions_T = (row_start_R[token_row_T] + within_T).clamp_(max=last_position)
+    column_T = torch.div(positions_T, page_size, rounding_mode="floor")
     page_T = slots.page_table_SP[token_slot_T, column_T].long()
     kv_len_R = row_start_R + query_start_R1[1:] - query_start_R1[:-1]
     sample_row_K = part["sample_row"].long()
