@@ -187,6 +187,29 @@ def test_results_may_come_as_lists() -> None:
         scheduler.land(second, [[51, 52]])
 
 
+def test_a_row_that_verified_drafts_brings_several_tokens() -> None:
+    scheduler = scheduler_of(overlap=0)
+    request = request_of("a", 6)
+    scheduler.add(request)
+    advance(scheduler)
+    step = scheduled(scheduler)
+    step.rows[0].num_tokens = 3  # two drafts, of which one is accepted
+    request.num_computed += 2
+    (landed,) = scheduler.land(step, [[50, 51]])
+    assert landed.new_token_ids == [50, 51]
+    assert spans(scheduler.schedule()) == [("a", 8, 1, True)]
+
+
+def test_tokens_after_the_end_are_dropped() -> None:
+    scheduler = scheduler_of(overlap=0)
+    request = request_of("a", 6)
+    scheduler.add(request)
+    (landed,) = scheduler.land(scheduled(scheduler), [[50, EOS, 51]])
+    assert (landed.new_token_ids, landed.finish_reason) == ([50, EOS], FinishReason.STOP)
+    assert list(request.output_ids) == [50, EOS]
+    assert_all_back(scheduler)
+
+
 def test_results_must_fit_the_step() -> None:
     scheduler = scheduler_of()
     scheduler.add(request_of("a"))
