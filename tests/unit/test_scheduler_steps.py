@@ -34,6 +34,10 @@ def test_a_prompt_is_prefilled_then_decoded_token_by_token() -> None:
     assert (step.num_decode_rows, step.rows[0].admitted, step.rows[0].num_new_pages) == (1, False, 0)
 
 
+def test_a_request_in_a_log_shows_counts_and_no_prompt() -> None:
+    assert repr(request_of("a")) == "Request('a', waiting, 6 prompt tokens, 0 outputs, 0 computed, 0 in flight)"
+
+
 def test_a_decode_row_gets_a_page_when_its_position_needs_one() -> None:
     scheduler = scheduler_of()
     request = request_of("a", 4)
