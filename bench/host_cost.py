@@ -14,6 +14,7 @@ import statistics
 import time
 
 import numpy as np
+
 from drivetrain.batch import BatchBuilder
 from drivetrain.engine import Engine
 from drivetrain.messages import EngineInfo, GenerateRequest

@@ -2,7 +2,8 @@
 
     python bench/scheduler_cost.py [--steps 2000]
 
-One step ahead, as the engine runs it; ids are landed as ints. Prints the median and the 99th percentile per step.
+One step ahead, as the engine runs it; ids are landed as ints; rows need new pages at different steps. Prints medians
+and the 99th percentile per step, then the least of five runs of add() and of admission for prompts of 1,024 tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PAGE = 16
 
 def measure(num_rows: int, num_steps: int) -> tuple[list[float], list[float]]:
     """Decodes `num_rows` requests for `num_steps` steps; returns microseconds of schedule() and of land()."""
-    length = PROMPT + num_steps + 64
+    length = PROMPT + PAGE + num_steps + 64
     limits = SchedulerLimits(
         max_num_rows=num_rows,
         max_step_tokens=8192,
@@ -35,7 +36,7 @@ def measure(num_rows: int, num_steps: int) -> tuple[list[float], list[float]]:
         scheduler.add(
             Request(
                 request_id=str(at),
-                prompt_ids=array("i", range(at, at + PROMPT)),
+                prompt_ids=array("i", range(at, at + PROMPT + at % PAGE)),
                 params=SamplingParams(max_tokens=num_steps + 32),
                 arrival_s=float(at),
                 eos_ids=frozenset({-1}),
@@ -62,6 +63,36 @@ def measure(num_rows: int, num_steps: int) -> tuple[list[float], list[float]]:
     return schedule_us, land_us
 
 
+def measure_admission(num_requests: int, num_prompt: int) -> tuple[float, float]:
+    """Adds and admits requests that share nothing; returns microseconds per request of add() and of schedule()."""
+    limits = SchedulerLimits(
+        max_num_rows=num_requests,
+        max_step_tokens=num_requests * num_prompt,
+        max_model_len=2 * num_prompt,
+        page_size=PAGE,
+        num_pages=num_requests * (num_prompt // PAGE + 2) + 1,
+    )
+    scheduler = Scheduler(limits)
+    requests = [
+        Request(
+            request_id=str(at),
+            prompt_ids=array("i", range(at, at + num_prompt)),
+            params=SamplingParams(max_tokens=16),
+            arrival_s=0.0,
+            max_total=2 * num_prompt,
+        )
+        for at in range(num_requests)
+    ]
+    start = time.perf_counter_ns()
+    for request in requests:
+        scheduler.add(request)
+    added = time.perf_counter_ns()
+    step = scheduler.schedule()
+    end = time.perf_counter_ns()
+    assert step is not None and len(step.rows) == num_requests
+    return (added - start) / 1e3 / num_requests, (end - added) / 1e3 / num_requests
+
+
 def main() -> None:
     """Prints one line a batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,6 +106,8 @@ def main() -> None:
             f"{num_rows:>5} {statistics.median(schedule_us):>12.1f} {statistics.median(land_us):>9.1f} "
             f"{statistics.median(total):>8.1f} {statistics.quantiles(total, n=100)[98]:>8.1f}"
         )
+    add_us, admit_us = (min(times) for times in zip(*(measure_admission(64, 1024) for _ in range(5)), strict=True))
+    print(f"add {add_us:.1f} us, admit {admit_us:.1f} us per request of 1024 tokens")
 
 
 if __name__ == "__main__":

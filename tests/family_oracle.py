@@ -1,25 +1,29 @@
 """Random small models of `transformers` as oracles, and a hand-driven session of our decoder over paged keys.
 
-T tokens, R rows, H query heads, G key-value heads, K head size, V vocabulary.
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
 from drivetrain.models.checkpoint import CheckpointWeights
 from drivetrain.models.decoder import Decoder
 from drivetrain.models.families import decoder_spec
-from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
+from drivetrain_cpu.backend import CpuDevice
+from drivetrain_cpu.options import CpuOptions
+from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.batch import LAST_TOKEN, NULL_PAGE, BatchLayout, unpack
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
+from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.ops import Ops, StepContext
 from drivetrain_plugins.contract.shapes import StepShape
-from drivetrain_plugins.contract.slots import SlotState, StepInputs
+from drivetrain_plugins.contract.slots import SlotState
 
 PAGE_SIZE = 4
 MAX_LEN = 64
@@ -84,61 +88,12 @@ def _is(model: Any, name: str, module: Any) -> bool:
     return module is not None and model.get_submodule(parent) is module
 
 
-class DenseAttention(PagedAttention):
-    """Attention written out row by row in float64: slow, and simple enough to be seen to be right."""
-
-    def plan(self, inputs: StepInputs, shape: StepShape, batch: Any, cache: Any) -> Any:
-        return _Plan(inputs)
-
-    def write(self, k_TGK: torch.Tensor, v_TGK: torch.Tensor, layer: AttentionLayer, cache: Any, plan: Any) -> None:
-        keys, values = cache[layer.index]
-        keys[plan.inputs.kv_slots_T] = k_TGK.to(keys.dtype)
-        values[plan.inputs.kv_slots_T] = v_TGK.to(values.dtype)
-
-    def attend(self, q_THK: torch.Tensor, layer: AttentionLayer, cache: Any, plan: Any) -> torch.Tensor:
-        inputs, spec = plan.inputs, layer.spec
-        keys, values = cache[layer.index]
-        out = torch.zeros_like(q_THK)
-        for row in range(len(inputs.row_slot_R)):
-            first, last = inputs.query_start_R1[row : row + 2].tolist()
-            total = int(inputs.kv_len_R[row])
-            position = torch.arange(total)
-            pages = inputs.page_table_SP[inputs.row_slot_R[row]].long()
-            where = pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
-            group = spec.num_heads // spec.num_kv_heads
-            k_HSK = keys[where].double().repeat_interleave(group, 1).transpose(0, 1)
-            v_HSK = values[where].double().repeat_interleave(group, 1).transpose(0, 1)
-            scores = q_THK[first:last].double().transpose(0, 1) @ k_HSK.transpose(1, 2) * spec.scale
-            distance = position - inputs.positions_T[first:last, None]
-            if spec.soft_cap is not None:
-                scores = torch.tanh(scores / spec.soft_cap) * spec.soft_cap
-            if layer.alibi_H is not None:
-                scores = scores + layer.alibi_H.double()[:, None, None] * distance
-            hidden = distance > 0
-            if spec.window is not None:
-                hidden |= distance <= -spec.window
-            scores = scores.masked_fill(hidden, float("-inf"))
-            if layer.sinks_H is not None:
-                sink = layer.sinks_H.double()[:, None, None].expand(-1, scores.shape[1], 1)
-                scores = torch.cat((scores, sink), -1)
-            weights = scores.softmax(-1)[..., :total]
-            out[first:last] = (weights @ v_HSK).transpose(0, 1).to(out.dtype)
-        return out
-
-
-@dataclass
-class _Plan:
-    inputs: StepInputs
-
-
-@dataclass
-class ReferenceDevice:
-    """The parts of a device that a decoder touches: reference ops and dense attention on the host."""
-
-    communicator: Communicator = field(default_factory=SoleRank)
-    ops: Ops = field(default_factory=Ops)
-    attention: PagedAttention = field(default_factory=DenseAttention)
-    torch_device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+def cpu_device(*, communicator: Communicator | None = None, ops: Ops | None = None) -> CpuDevice:
+    """The CPU backend's device, with other collectives or ops in their place."""
+    device = CpuDevice(RankInfo(), CpuOptions(), communicator or SoleRank(), threads=1)
+    if ops is not None:
+        device.ops = ops
+    return device
 
 
 @dataclass
@@ -153,16 +108,18 @@ class Row:
 class Session:
     """A decoder with pages, driven by hand through `ops.prepare`."""
 
-    def __init__(self, decoder: Decoder, device: Any, *, num_slots: int = 4, num_pages: int = 80) -> None:
+    def __init__(
+        self, decoder: Decoder, device: Any, *, num_slots: int = 4, num_pages: int = 80, kv_dtype: Any = "float32"
+    ) -> None:
         self.decoder, self.device = decoder, device
         self.slots = SlotState(
             num_slots=num_slots, max_pages=MAX_LEN // PAGE_SIZE, vocab_size=VOCAB, device=torch.device("cpu")
         )
-        kv = decoder.kv_spec("float32", PAGE_SIZE)
-        self.cache = [
-            tuple(torch.full((num_pages * PAGE_SIZE, layer.num_kv_heads, layer.head_dim), 7.5) for _ in range(2))
-            for layer in kv.layers
-        ]
+        limits = MemoryLimits(kv_bytes=1 << 30, max_pages=num_pages)
+        self.cache = device.allocator.reserve(decoder.kv_spec(kv_dtype, PAGE_SIZE), limits)
+        device.allocator.commit(self.cache, num_pages)
+        for layer in self.cache.layers:
+            layer[1:] = torch.nan  # nothing that was not written may be read
         free = np.random.default_rng(3).permutation(np.arange(1, num_pages))
         self._free = [int(page) for page in free]
         self.pages: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
@@ -211,7 +168,7 @@ def load_decoder(
 ) -> Decoder:
     """Our decoder with a checkpoint's weights, in fp32."""
     weights = CheckpointWeights(DictSource(tensors), config, decoder_spec(config))
-    decoder = Decoder(weights.spec, device or ReferenceDevice(), "float32", max_model_len)
+    decoder = Decoder(weights.spec, device or cpu_device(), "float32", max_model_len)
     decoder.load(weights, lambda *_: None)
     return decoder
 

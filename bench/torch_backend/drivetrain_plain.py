@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
 from drivetrain_plugins.contract.batch import Int32Array, StepBatch
@@ -157,7 +158,7 @@ class PlainAttention(PagedAttention):
         pages_RP = inputs.page_table_SP[inputs.row_slot_R, : shape.pages].long()
         keys_RL = (pages_RP[:, :, None] * size + torch.arange(size, device=device)).flatten(1)
         place_L = torch.arange(keys_RL.shape[1], device=device)
-        if shape.tokens == shape.rows:
+        if shape.decode_only:
             mask_RL = place_L < inputs.kv_len_R[:, None]
             return PlainPlan(inputs, keys_RL, mask_RL[:, None, None, :], [])
         assert batch is not None, "steps with prefill are not captured"

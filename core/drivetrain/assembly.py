@@ -7,15 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
-from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec
-from drivetrain_plugins.import_string import import_object
-from drivetrain_plugins.selection import select_backend
-from drivetrain_plugins.spec import BackendSpec
-from drivetrain_plugins.survey import survey
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
@@ -26,6 +17,14 @@ from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.scheduler import Scheduler, SchedulerLimits
+from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
+from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
+from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.import_string import import_object
+from drivetrain_plugins.selection import choose_backend
+from drivetrain_plugins.spec import BackendSpec
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
@@ -69,8 +68,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         limits,
         plan,
         backend=name,
-        device_name=device.capabilities.device_name,
-        overlap=device.capabilities.async_execution,
+        capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
     )
 
@@ -106,7 +104,7 @@ def open_device(config: EngineConfig) -> tuple[str, Device]:
         BackendError: none can serve, or the one asked for cannot.
         ConfigError: the backend refuses its options.
     """
-    state = select_backend(survey(), config.backend)
+    state = choose_backend(config.backend, blocked=config.blocked_backends)
     spec = state.spec
     assert spec is not None, "a selected backend has a spec"
     options = _checked_options(config, spec)
@@ -202,8 +200,7 @@ def connect(
     plan: MemoryPlan,
     *,
     backend: str,
-    device_name: str,
-    overlap: bool,
+    capabilities: Capabilities,
     weight_bytes: int,
 ) -> Engine:
     """Scheduler, batch builder and step loop around a loaded executor.
@@ -230,14 +227,14 @@ def connect(
             max_prefills_per_step=policy.max_prefills_per_step,
             chunked_prefill=config.chunked_prefill,
             prefix_cache=config.prefix_cache,
-            overlap=int(overlap if config.overlap == "auto" else config.overlap == "on"),
+            overlap=int(capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"),
         )
     )
     info = EngineInfo(
         model=model.name,
         architecture=model.spec.architecture,
         backend=backend,
-        device=device_name,
+        device=capabilities.device_name,
         dtype=limits.dtype,
         vocab_size=model.spec.vocab_size,
         max_model_len=max_model_len,
@@ -255,5 +252,6 @@ def connect(
         info=info,
         end_ids=model.end_ids,
         overlap=bool(scheduler.limits.overlap),
+        sampling=capabilities.sampling,
         seed=config.seed,
     )

@@ -6,6 +6,9 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
+
+from drivetrain.sampling import SamplingParams
+from drivetrain.scheduler import Schedule, ScheduledRow
 from drivetrain_plugins.contract.batch import (
     LAST_TOKEN,
     NULL_PAGE,
@@ -17,9 +20,6 @@ from drivetrain_plugins.contract.batch import (
     StepBatch,
 )
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
-
-from drivetrain.sampling import SamplingParams
-from drivetrain.scheduler import Schedule, ScheduledRow
 
 _SLOT_ROW = struct.Struct("=i6fi2I")
 _UNCONDITIONAL = -1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncGenerator
+from typing import Protocol, runtime_checkable
 
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
 
 
+@runtime_checkable
 class EngineClient(Protocol):
     """An engine as asyncio code sees it."""
 
@@ -18,7 +19,7 @@ class EngineClient(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended, or None while it lives."""
+        """Why the engine ended for good; None while it lives or is started again."""
         ...
 
     @property
@@ -34,7 +35,7 @@ class EngineClient(Protocol):
         """
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Update]]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Update], None]:
         """Stream the updates of a request; all that is queued comes at once.
 
         The stream ends when all `params.n` completions have finished. Closing the iterator early (or cancelling the
@@ -44,6 +45,15 @@ class EngineClient(Protocol):
             Overloaded: the waiting queue is full.
             RequestError: the engine refused the request.
             EngineDead: the engine ended; raised at once in every open stream.
+        """
+        ...
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End one completion of a running request (or, without an index, all of them) and free its pages.
+
+        For what a frontend finds in the text, such as a stop string in one completion of several. The stream of the
+        request goes on with its other completions and ends when those have finished; an ended completion brings at
+        most one more update, with finish_reason "abort". Unknown or finished requests are left alone.
         """
         ...
 

@@ -6,16 +6,18 @@ import heapq
 import random
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
-
-from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
-from drivetrain_plugins.contract.executor import Executor
 
 from drivetrain.batch import BatchBuilder, prompt_logprob_span
 from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.request import FinishReason, Request
+from drivetrain.sampling import check_served
 from drivetrain.scheduler import Schedule, Scheduler
+from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
+from drivetrain_plugins.contract.executor import Executor
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -52,6 +54,7 @@ class Engine:
     Args:
         end_ids: the model's end tokens.
         overlap: run one step ahead of the results.
+        sampling: what the device's sampler serves.
         seed: where the seeds of requests without one come from.
     """
 
@@ -64,9 +67,11 @@ class Engine:
         info: EngineInfo,
         end_ids: frozenset[int],
         overlap: bool,
+        sampling: Collection[SamplingFeature] = EVERY_SAMPLING_FEATURE,
         seed: int = 0,
     ) -> None:
         self.info = info
+        self._sampling = sampling
         self._executor = executor
         self._scheduler = scheduler
         self._builder = builder
@@ -98,6 +103,7 @@ class Engine:
         """
         if request.request_id in self._live:
             raise RequestError(f"request_id: {request.request_id!r} is already running", param="request_id")
+        check_served(request.params, self._sampling, self.info.device)
         completions = self._completions(request)
         for index, completion in completions.items():
             try:

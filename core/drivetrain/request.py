@@ -31,7 +31,7 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True, repr=False)
 class Request:
     """One completion: what was asked for, and how far the scheduler has brought it.
 
@@ -86,8 +86,8 @@ class Request:
     """Decode rows are scheduled only for positions below this; 0 while it does not decode."""
     capacity: int = 0
     """Positions that fit into `pages`."""
-    queue_key: float = 0.0
-    """Its place in every queue: smaller goes first, and the largest is preempted first."""
+    queue_key: tuple[float, int] = (0.0, 0)
+    """Its place in every queue, unique: smaller goes first, and the largest is preempted first."""
     last_step: int = -1
     """Newest step with a row of it."""
     prompt_step: int = -1
@@ -116,6 +116,12 @@ class Request:
             or params.logprobs is not None
         )
         self.awaited = self.parent
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.status.value}, {self.num_prompt} prompt tokens, "
+            f"{self.num_outputs} outputs, {self.num_computed} computed, {self.in_flight} in flight)"
+        )
 
     @property
     def num_prompt(self) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
+from drivetrain.models.decoder import Decoder
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.batch import (
     NULL_PAGE,
@@ -28,8 +30,6 @@ from drivetrain_plugins.contract.ops import StepContext
 from drivetrain_plugins.contract.runtime import Fetch, Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
-
-from drivetrain.models.decoder import Decoder
 
 _WARM_FEATURES = (SampleFeatures(), SampleFeatures(random=True))
 _SCORED_AT_ONCE = 256
@@ -109,7 +109,8 @@ class ModelRunner(Executor):
         if batch.captured:
             forward = self._replay(batch)
         else:
-            shape = StepShape(rows=batch.layout.rows, tokens=batch.layout.tokens, pages=batch.max_pages)
+            rows, tokens = batch.layout.rows, batch.layout.tokens
+            shape = StepShape(rows=rows, tokens=tokens, pages=batch.max_pages, decode_only=batch.decode_only)
             forward = self._forward(batch.layout, shape, batch)
             if batch.prompt_logprobs is not None:
                 prompt = self._score_prompt(forward.x_TD, batch.prompt_logprobs)
@@ -143,7 +144,9 @@ class ModelRunner(Executor):
         # Biases are the last section and only the sampler reads them, so one recording serves any number of them.
         layout = replace(batch.layout, biases=0)
         pages = batch.max_pages if self._policy.page_buckets else self._limits.max_pages
-        shape = StepShape(rows=layout.rows, tokens=layout.tokens, pages=pages, captured=True)
+        shape = StepShape(
+            rows=layout.rows, tokens=layout.tokens, pages=pages, decode_only=batch.decode_only, captured=True
+        )
         recording = self._recordings.get((layout, pages))
         if recording is None:
             recording = self._recordings[layout, pages] = self._capture(layout, shape)

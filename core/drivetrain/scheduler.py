@@ -7,31 +7,19 @@ both in flight, and a prefix may be hit in the step after the one that computes 
 
 from __future__ import annotations
 
-import enum
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 
 from drivetrain.errors import Draining, Overloaded, PromptTooLong, RequestError
 from drivetrain.kv.request_pages import RequestPages
 from drivetrain.request import MAX_PRIORITY, FinishReason, Request, Status
 from drivetrain.scheduling.limits import SchedulerLimits
+from drivetrain.scheduling.prefill import PrefillPlanner
+from drivetrain.scheduling.running import RunningSet
 from drivetrain.scheduling.schedule import Landed, Schedule, ScheduledRow, SchedulerStats
 from drivetrain.scheduling.waiting import WaitingQueue
 
 __all__ = ["Landed", "Schedule", "ScheduledRow", "Scheduler", "SchedulerLimits", "SchedulerStats"]
-
-MAX_DEFERRED = 8
-"""Requests set aside in a step because it computes their prefix; more are not looked at."""
-
-
-class _Verdict(enum.Enum):
-    ADMITTED = enum.auto()
-    SET_ASIDE = enum.auto()
-    """Waits for something that comes by itself; others may pass."""
-    BLOCKED = enum.auto()
-    """Nobody may pass, so that a large request does not starve behind small ones."""
 
 
 class Scheduler:
@@ -46,19 +34,13 @@ class Scheduler:
         self.limits = limits
         self._kv = RequestPages(limits.num_pages, limits.page_size, prefix_cache=limits.prefix_cache)
         self._queue = WaitingQueue(limits.aging_s, clock)
+        self._running = RunningSet(limits.max_num_rows, self._kv, self._queue)
+        self._prefills = PrefillPlanner(limits, self._kv, self._queue, self._running)
         self._requests: dict[str, Request] = {}
-        self._decoding: list[Request] = []
-        self._prefilling: list[Request] = []
-        self._slots = list(range(limits.max_num_rows))
-        self._in_flight: deque[Schedule] = deque()
+        self._in_flight = self._running.in_flight
         self._next_step = 0
-        self._num_running = 0
-        self._stale = False
         self._prefill_turn = False
         self._draining = False
-        self._preemptions = 0
-        self._queried_tokens = 0
-        self._hit_tokens = 0
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -80,7 +62,7 @@ class Scheduler:
                 retry_after_s=self._queue.retry_after_s(num_waiting),
             )
         self._check(request)
-        request.queue_key = self._queue.key(request)
+        self._queue.enter(request)
         request.stop_above = request.num_prompt + request.params.min_tokens
         self._kv.prepare(request)
         self._requests[request.request_id] = request
@@ -101,7 +83,7 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return False
-        self._end(request, reason)
+        self._finish(request, reason)
         return True
 
     def drain(self) -> None:
@@ -114,9 +96,9 @@ class Scheduler:
         Raises:
             RuntimeError: requests are running, and would go on with KV of the old weights.
         """
-        if self._num_running or self._in_flight:
+        if self._running or self._in_flight:
             raise RuntimeError(
-                f"clear_prefixes: {self._num_running} requests run and {len(self._in_flight)} steps are in flight; "
+                f"clear_prefixes: {len(self._running)} requests run and {len(self._in_flight)} steps are in flight; "
                 "abort or finish them first"
             )
         self._kv.clear_prefixes()
@@ -128,7 +110,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that are here and do not run."""
-        return len(self._requests) - self._num_running
+        return len(self._requests) - len(self._running)
 
     @property
     def has_work(self) -> bool:
@@ -144,16 +126,16 @@ class Scheduler:
         """Counters as of now; cheap."""
         pool = self._kv.pool
         return SchedulerStats(
-            running=self._num_running,
+            running=len(self._running),
             waiting=self.num_waiting,
             steps_in_flight=len(self._in_flight),
-            preemptions=self._preemptions,
+            preemptions=self._running.num_preemptions,
             pages_free=pool.num_free,
             pages_cached=pool.num_cached,
             pages_used=pool.num_used,
             pages_total=pool.total,
-            prefix_queried_tokens=self._queried_tokens,
-            prefix_hit_tokens=self._hit_tokens,
+            prefix_queried_tokens=self._prefills.queried_tokens,
+            prefix_hit_tokens=self._prefills.hit_tokens,
         )
 
     def _check(self, request: Request) -> None:
@@ -201,13 +183,15 @@ class Scheduler:
         if len(self._in_flight) > limits.overlap:
             return None
         step = Schedule(self._next_step)
-        prefill_only, self._prefill_turn = self._prefill_turn, False
-        if prefill_only:
-            self._schedule_prefills(step, limits.max_step_tokens)
+        prefills = self._prefills
+        alone, self._prefill_turn, prefills.needs_own_step = self._prefill_turn, False, False
+        if alone:
+            prefills.plan(step, limits.max_step_tokens)
         if not step.rows:
             self._schedule_decodes(step)
             if limits.mixed_steps or not step.rows:
-                self._schedule_prefills(step, limits.max_step_tokens - step.num_tokens)
+                prefills.plan(step, limits.max_step_tokens - step.num_tokens)
+                self._prefill_turn = prefills.needs_own_step
             else:
                 self._prefill_turn = True
         if not step.rows:
@@ -219,7 +203,7 @@ class Scheduler:
     def _schedule_decodes(self, step: Schedule) -> None:
         rows = step.rows
         step_id = step.step_id
-        for request in self._decoding:
+        for request in self._running.decoding:
             start = request.num_computed
             if start >= request.row_limit:  # all that it may still have is in flight, or it ended or was preempted
                 continue
@@ -239,182 +223,13 @@ class Scheduler:
     def _find_page(self, request: Request, step: Schedule) -> bool:
         """Makes a page available for `request`, by preempting whoever comes last; False when it must wait itself."""
         while not self._kv.pool.available:
-            if any(flying.ended for flying in self._in_flight):
-                return False  # pages come back when that step lands
-            victim = self._last_running()
-            self._preempt(victim, step)
+            if self._running.returns_pages:
+                return False
+            victim = self._running.last()
+            self._running.preempt(victim, step)
             if victim is request:
                 return False
         return True
-
-    def _last_running(self) -> Request:
-        running = [request for request in self._decoding if request.row_limit]
-        return max(running + self._prefilling, key=lambda request: request.queue_key)
-
-    def _preempt(self, request: Request, step: Schedule) -> None:
-        if request.last_step == step.step_id:  # it has a row in this step already
-            at = next(at for at, row in enumerate(step.rows) if row.request is request)
-            del step.rows[at]
-            request.in_flight -= 1
-            request.last_step -= 1
-        request.num_preemptions += 1
-        self._preemptions += 1
-        step.preempted.append(request)
-        self._stop_running(request)
-
-    def _stop_running(self, request: Request) -> None:
-        """Takes slot and pages from a running request, which queues again once its steps in flight have landed."""
-        assert request.slot is not None
-        self._leave(request)
-        request.status = Status.PREEMPTED
-        self._kv.release(request)  # steps run in order, so what is in flight is done with the pages before the next
-        last = self._last_flying(request)
-        if last is None:
-            heappush(self._slots, request.slot)
-            self._queue.push(request)
-        else:
-            last.held_slots.append(request.slot)
-            last.parked.append(request)
-        request.slot = None
-
-    def _leave(self, request: Request) -> None:
-        self._num_running -= 1
-        if request.row_limit:
-            request.row_limit = 0
-            self._stale = True
-        else:
-            self._prefilling.remove(request)
-
-    def _last_flying(self, request: Request) -> Schedule | None:
-        """The newest step in flight that may hold a row of `request`."""
-        for step in reversed(self._in_flight):
-            if step.step_id <= request.last_step:
-                return step
-        return None
-
-    # -- prefill -------------------------------------------------------------------------------------------------
-
-    def _schedule_prefills(self, step: Schedule, budget: int) -> None:
-        if self._stale:  # before anyone who left can come back
-            self._decoding = [request for request in self._decoding if request.row_limit]
-            self._stale = False
-        partial = deque(self._prefilling)
-        aside: list[Request] = []
-        forkable: list[Request] = []
-        most = self.limits.max_prefills_per_step or budget
-        num_rows = 0
-        open_queue = not step.preempted  # a page was short in this very step
-        while budget > 0 and num_rows < most:
-            head = self._queue.peek() if open_queue else None
-            if partial and (head is None or partial[0].queue_key <= head.queue_key):
-                request, admitted = partial.popleft(), False
-                if not self.limits.chunked_prefill:
-                    assert len(request.tokens) - request.num_computed <= budget, "an unchunked prefill was cut"
-            elif head is not None:
-                verdict = self._admit(head, step, budget)
-                if verdict is _Verdict.BLOCKED:
-                    open_queue = False
-                    continue
-                if verdict is _Verdict.SET_ASIDE:
-                    if head.awaited is None:
-                        aside.append(head)
-                        open_queue = len(aside) < MAX_DEFERRED
-                    continue
-                request, admitted = head, True
-            else:
-                break
-            budget -= self._add_chunk(request, step, budget, admitted)
-            num_rows += 1
-            if request.prompt_step == step.step_id:
-                forkable.append(request)
-        for request in aside:
-            self._queue.push(request)
-        for request in forkable:
-            self._release_forks(request)
-
-    def _admit(self, request: Request, step: Schedule, budget: int) -> _Verdict:
-        if not self._slots:
-            return _Verdict.BLOCKED
-        kv = self._kv
-        # Running requests are about to need pages: admitting into the last ones would only preempt somebody.
-        spare = (self._num_running + 1) // 2
-        length = len(request.tokens)
-        parent = request.awaited
-        if parent is not None and parent.status is Status.FINISHED:
-            request.awaited = parent = None
-        if parent is not None:
-            if not 0 <= parent.prompt_step < step.step_id:
-                parent.forks.append(self._queue.pop())
-                return _Verdict.SET_ASIDE
-            if not self.limits.chunked_prefill and length - request.num_prompt >= budget:
-                return self._wait_for_prefill_step(step)
-            if not kv.fits(kv.shared_by_fork(parent), length, spare):
-                return _Verdict.BLOCKED
-            copy = kv.fork(request, parent)
-            if copy is not None:
-                step.page_copies.append(copy)
-            request.awaited = None
-        else:
-            match = kv.match(request, step.step_id)
-            if match.pending:
-                self._queue.pop()
-                return _Verdict.SET_ASIDE
-            if not self.limits.chunked_prefill and length - len(match.pages) * self.limits.page_size > budget:
-                return self._wait_for_prefill_step(step)
-            if not kv.fits(match.pages, length, spare):
-                return _Verdict.BLOCKED
-            kv.admit(request, match)
-            if request.num_preemptions == 0:
-                self._queried_tokens += length
-                self._hit_tokens += request.num_computed
-        self._queue.pop()
-        self._queue.admitted()
-        if request.num_preemptions == 0:
-            request.num_cached_tokens = request.num_computed
-        request.status = Status.RUNNING
-        request.slot = heappop(self._slots)
-        self._num_running += 1
-        return _Verdict.ADMITTED
-
-    def _wait_for_prefill_step(self, step: Schedule) -> _Verdict:
-        # Beside decode rows a long prompt might never find room.
-        self._prefill_turn = step.num_decode_rows > 0
-        return _Verdict.BLOCKED
-
-    def _add_chunk(self, request: Request, step: Schedule, budget: int, admitted: bool) -> int:
-        assert request.slot is not None
-        start = request.num_computed
-        length = len(request.tokens)
-        end = min(length, start + budget)
-        page_size = self.limits.page_size
-        if end < length and end - end % page_size > start:
-            end -= end % page_size
-        samples = end == length
-        new_pages = len(request.pages) if admitted else 0
-        step.rows.append(ScheduledRow(request, request.slot, start, end - start, samples, 0, new_pages, admitted))
-        step.num_tokens += end - start
-        step.num_samples += samples
-        request.num_computed = end
-        request.last_step = step.step_id
-        if request.prompt_step < 0 and end >= request.num_prompt:
-            request.prompt_step = step.step_id
-        step.published += self._kv.publish(request, end, step.step_id)
-        if samples:
-            request.in_flight += 1
-            request.row_limit = request.length_limit - 1
-            self._decoding.append(request)
-            if not admitted:
-                self._prefilling.remove(request)
-        elif admitted:
-            self._prefilling.append(request)
-            self._prefilling.sort(key=lambda other: other.queue_key)
-        return end - start
-
-    def _release_forks(self, parent: Request) -> None:
-        for request in parent.forks:
-            if request.status is not Status.FINISHED:
-                self._queue.push(request)
-        parent.forks.clear()
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -423,7 +238,8 @@ class Scheduler:
 
         Args:
             schedule: what `schedule()` returned.
-            sampled: for each row that samples, in row order, its token or tokens.
+            sampled: for each row that samples, in row order, its token; or its tokens, of which a row that verifies
+                drafts has at most `num_tokens`.
 
         Returns:
             What is new, in row order. Rows of requests that ended meanwhile bring nothing; those of requests that were
@@ -456,6 +272,7 @@ class Scheduler:
                 if result in request.eos_ids or len(tokens) >= request.event_at:
                     reason = self._react(request, result)
             else:
+                assert len(result) <= row.num_tokens, "more tokens than the row verified"
                 new_ids: list[int] = []
                 for token in result:
                     new_ids.append(token)
@@ -463,10 +280,12 @@ class Scheduler:
                     reason = self._react(request, token)
                     if reason is not None:
                         break
+                if request.status is Status.RUNNING:  # KV of tokens that were not accepted is void
+                    request.num_computed = len(request.tokens) + request.in_flight - 1
             landed.append(Landed(request, new_ids, reason))
             if reason is not None:
-                self._end(request, reason)
-        self._settle(schedule)
+                self._finish(request, reason)
+        self._running.settle(schedule)
         return landed
 
     def _react(self, request: Request, token: int) -> FinishReason | None:
@@ -478,11 +297,18 @@ class Scheduler:
             return FinishReason.STOP
         return FinishReason.LENGTH if length >= request.length_limit else None
 
-    def fail(self, schedule: Schedule, blamed: Request) -> list[Request]:
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        del self._requests[request.request_id]
+        self._running.end(request, reason)
+
+    def fail(self, schedule: Schedule, blamed: Request | None = None) -> list[Request]:
         """Gives up a step in flight that the device could not do; the engine goes on.
 
-        The blamed request ends with ERROR. The step's other requests are computed again, as after a preemption. What
-        the step published is forgotten, and requests of later steps that took over its pages start again too.
+        What the step published is forgotten, and requests of later steps that took over its pages start again.
+
+        Args:
+            blamed: the one request that ends with ERROR, while the step's others are computed again, as after a
+                preemption; None ends them all.
 
         Returns:
             The requests that ended.
@@ -493,6 +319,7 @@ class Scheduler:
         if schedule not in self._in_flight:
             raise ValueError(f"fail: step {schedule.step_id} is not in flight")
         later = [step for step in self._in_flight if step.step_id > schedule.step_id]
+        self._in_flight.remove(schedule)
         for step in (schedule, *later):
             self._kv.unpublish(step.published)
             step.published = []
@@ -500,71 +327,14 @@ class Scheduler:
         for row in schedule.rows:
             if row.request.status is Status.FINISHED:
                 continue
-            if row.request is blamed:
-                self._end(row.request, FinishReason.ERROR)
+            if blamed is None or row.request is blamed:
+                self._finish(row.request, FinishReason.ERROR)
                 ended.append(row.request)
             else:
-                self._restart(row.request)
+                self._running.restart(row.request)
         for step in later:
             for row in step.rows:
                 if row.admitted and row.start > 0 and row.request.status is not Status.FINISHED:
-                    self._restart(row.request)
-        self._in_flight.remove(schedule)
-        older = [step for step in self._in_flight if step.step_id < schedule.step_id]
-        if older:  # which may hold rows of the same requests
-            older[-1].ended += schedule.ended
-            older[-1].parked += schedule.parked
-            older[-1].held_slots += schedule.held_slots
-        else:
-            self._settle(schedule)
+                    self._running.restart(row.request)
+        self._running.settle(schedule)
         return ended
-
-    def _restart(self, request: Request) -> None:
-        """Forgets what the steps in flight compute for a request that read pages which were never written."""
-        if request.status is Status.RUNNING:
-            request.num_preemptions += 1
-            self._preemptions += 1
-            self._stop_running(request)
-        self._void_samples(request)
-
-    def _void_samples(self, request: Request) -> None:
-        for step in self._in_flight:
-            if step.step_id <= request.last_step:
-                step.dropped.add(request)
-        request.in_flight = 0
-
-    def _end(self, request: Request, reason: FinishReason) -> None:
-        running = request.status is Status.RUNNING
-        if running:
-            self._leave(request)
-        else:
-            self._queue.forget()
-        request.status = Status.FINISHED
-        request.finish_reason = reason
-        del self._requests[request.request_id]
-        self._void_samples(request)
-        if running:
-            last = self._last_flying(request)
-            if last is None:
-                self._give_back(request)
-            else:
-                last.ended.append(request)
-        if request.awaited is not None:
-            request.awaited = None
-        self._release_forks(request)
-
-    def _give_back(self, request: Request) -> None:
-        assert request.slot is not None
-        heappush(self._slots, request.slot)
-        request.slot = None
-        self._kv.release(request)
-
-    def _settle(self, schedule: Schedule) -> None:
-        """Frees what was held for a step that is over."""
-        for request in schedule.ended:
-            self._give_back(request)
-        for slot in schedule.held_slots:
-            heappush(self._slots, slot)
-        for request in schedule.parked:
-            if request.status is Status.PREEMPTED:
-                self._queue.push(request)

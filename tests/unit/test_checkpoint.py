@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from drivetrain.errors import WeightError
 from drivetrain.models.checkpoint import CheckpointWeights, RandomWeights
 from drivetrain.models.families import decoder_spec

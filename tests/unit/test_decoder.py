@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from drivetrain.errors import ConfigError, WeightError
 from drivetrain.models.decoder import Decoder
 from drivetrain.models.families import decoder_spec
@@ -18,10 +19,10 @@ from drivetrain_plugins.contract.ops import LinearWeight, Ops
 from family_oracle import (
     MAX_LEN,
     VOCAB,
-    ReferenceDevice,
     Row,
     Session,
     assert_close,
+    cpu_device,
     load_decoder,
     model_config,
     random_model,
@@ -72,7 +73,7 @@ def silent(*_: object) -> None:
 
 
 def logits_of(spec: DecoderSpec, weights: Weights) -> torch.Tensor:
-    device = ReferenceDevice()
+    device = cpu_device()
     decoder = Decoder(spec, device, "float32", MAX_LEN)
     decoder.load(weights, silent)
     return Session(decoder, device).step([Row(0, 0, [5, 6, 7, 8])])[0]
@@ -88,7 +89,7 @@ def test_a_tied_output_matrix_shares_the_embeddings_storage() -> None:
             return super().embed(ids_T, weight_VD)
 
     ops = EmbedSpy()
-    device = ReferenceDevice(ops=ops)
+    device = cpu_device(ops=ops)
     decoder = Decoder(spec, device, "bfloat16", MAX_LEN)
     decoder.load(HostWeights(spec), silent)
     Session(decoder, device).step([Row(0, 0, [1])])
@@ -99,7 +100,7 @@ def test_a_tied_output_matrix_shares_the_embeddings_storage() -> None:
 def test_projections_are_packed_in_order_in_the_activation_type() -> None:
     spec = decoder_spec(LLAMA | {"attention_bias": True})
     ops, weights = RecordingOps(), HostWeights(spec)
-    Decoder(spec, ReferenceDevice(ops=ops), "bfloat16", MAX_LEN).load(weights, silent)
+    Decoder(spec, cpu_device(ops=ops), "bfloat16", MAX_LEN).load(weights, silent)
     qkv, _, gate_up, _ = ops.prepared[:4]
     parts = [weights.load(f"layers.0.attn.{part}.weight") for part in "qkv"]
     assert torch.equal(qkv.weight, torch.cat(parts).bfloat16())
@@ -112,7 +113,7 @@ def test_projections_are_packed_in_order_in_the_activation_type() -> None:
 def test_progress_rises_to_the_checkpoints_bytes() -> None:
     spec = decoder_spec(LLAMA)
     weights, seen = HostWeights(spec), []
-    decoder = Decoder(spec, ReferenceDevice(), "float32", MAX_LEN)
+    decoder = Decoder(spec, cpu_device(), "float32", MAX_LEN)
     decoder.load(weights, lambda phase, done, total, unit: seen.append((phase, done, total, unit)))
     done = [entry[1] for entry in seen]
     assert done == sorted(done) and done[0] == 0 and done[-1] == pytest.approx(weights.total_bytes)
@@ -123,12 +124,12 @@ def test_a_weight_of_another_shape_is_refused_with_both_shapes() -> None:
     spec = decoder_spec(LLAMA)
     weights = HostWeights(spec, {"layers.1.attn.k.weight": torch.zeros(15, 32)})
     with pytest.raises(WeightError, match=r"layers\.1\.attn\.k\.weight: got shape \[15, 32\], expected \[16, 32\]"):
-        Decoder(spec, ReferenceDevice(), "float32", MAX_LEN).load(weights, silent)
+        Decoder(spec, cpu_device(), "float32", MAX_LEN).load(weights, silent)
 
 
 def test_the_cache_spec_names_heads_and_windows_of_each_layer() -> None:
     spec = decoder_spec(LLAMA | {"architectures": ["Gemma2ForCausalLM"], "sliding_window": 7, "head_dim": 16})
-    kv = Decoder(spec, ReferenceDevice(), "bfloat16", MAX_LEN).kv_spec("float16", 32)
+    kv = Decoder(spec, cpu_device(), "bfloat16", MAX_LEN).kv_spec("float16", 32)
     assert kv.layers == (
         KVLayerSpec(num_kv_heads=2, head_dim=16, window=7),
         KVLayerSpec(num_kv_heads=2, head_dim=16),
@@ -139,9 +140,9 @@ def test_the_cache_spec_names_heads_and_windows_of_each_layer() -> None:
 def test_weight_bytes_count_a_tied_matrix_once_and_sinks_in_fp32() -> None:
     spec = decoder_spec(LLAMA | {"tie_word_embeddings": True})
     elements = sum(tensor.numel() for tensor in HostWeights(spec).tensors.values())
-    assert Decoder(spec, ReferenceDevice(), "bfloat16", MAX_LEN).weight_bytes == 2 * elements
+    assert Decoder(spec, cpu_device(), "bfloat16", MAX_LEN).weight_bytes == 2 * elements
     with_sinks = replace(spec, layers=tuple(replace(x, mixer=replace(x.mixer, sinks=True)) for x in spec.layers))
-    assert Decoder(with_sinks, ReferenceDevice(), "bfloat16", MAX_LEN).weight_bytes == 2 * elements + 4 * 8
+    assert Decoder(with_sinks, cpu_device(), "bfloat16", MAX_LEN).weight_bytes == 2 * elements + 4 * 8
 
 
 def test_layers_with_the_same_rotary_share_one_table() -> None:
@@ -154,7 +155,7 @@ def test_layers_with_the_same_rotary_share_one_table() -> None:
 
     config = LLAMA | {"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 4, "sliding_window_pattern": 2}
     spec = decoder_spec(config | {"sliding_window": 5, "head_dim": 16})
-    device = ReferenceDevice(ops=Spy())
+    device = cpu_device(ops=Spy())
     decoder = Decoder(spec, device, "float32", MAX_LEN)
     decoder.load(HostWeights(spec), silent)
     Session(decoder, device).step([Row(0, 0, [1])])
@@ -175,7 +176,7 @@ def test_sinks_take_part_of_each_heads_attention() -> None:
 
 def test_the_embedding_scale_is_rounded_to_the_activation_type() -> None:
     spec = decoder_spec(LLAMA | {"architectures": ["GemmaForCausalLM"], "hidden_size": 40, "head_dim": 16})
-    device, weights = ReferenceDevice(), HostWeights(spec)
+    device, weights = cpu_device(), HostWeights(spec)
     streams: list[torch.Tensor] = []
 
     class Spy(Ops):
@@ -183,7 +184,7 @@ def test_the_embedding_scale_is_rounded_to_the_activation_type() -> None:
             streams.append(residual_TD.clone())
             return super().decoder_layer(delta_TD, residual_TD, layer, step)
 
-    device = ReferenceDevice(ops=Spy())
+    device = cpu_device(ops=Spy())
     decoder = Decoder(spec, device, "bfloat16", MAX_LEN)
     decoder.load(weights, silent)
     Session(decoder, device).step([Row(0, 0, [3])])
@@ -197,7 +198,7 @@ def test_more_positions_than_were_learned_are_refused() -> None:
         {"architectures": ["GPT2LMHeadModel"], "vocab_size": 9, "n_embd": 8} | {"n_layer": 1, "n_head": 1}
     )
     with pytest.raises(ConfigError, match="got 1025, but GPT2LMHeadModel has learned only 1024 positions"):
-        Decoder(spec, ReferenceDevice(), "float32", 1025)
+        Decoder(spec, cpu_device(), "float32", 1025)
 
 
 def test_logits_past_the_original_length_match_the_oracle_with_long_factors() -> None:
@@ -219,7 +220,7 @@ def test_logits_past_the_original_length_match_the_oracle_with_long_factors() ->
     )
     model = random_model(config)
     ids = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(8))
-    device = ReferenceDevice()
+    device = cpu_device()
     values = model.config.to_dict() | {"architectures": ["Phi3ForCausalLM"]}
     (logits,) = Session(load_decoder(saved_tensors(model), values, device), device).step([Row(0, 0, ids.tolist())])
     with torch.inference_mode():

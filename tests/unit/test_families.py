@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from family_oracle import (
     VOCAB,
-    ReferenceDevice,
     Row,
     Session,
     assert_close,
+    cpu_device,
     load_decoder,
     model_config,
     random_model,
@@ -227,7 +228,7 @@ def expected_logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def session(model: Any) -> Session:
-    device = ReferenceDevice()
+    device = cpu_device()
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     return Session(load_decoder(saved_tensors(model), config, device), device)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from drivetrain.errors import UnsupportedModel
 from drivetrain.models.families import FAMILIES, decoder_spec, family_of
 from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from drivetrain.errors import UnsupportedModel
 from drivetrain.models.families import decoder_spec
 from drivetrain.models.rotary import inverse_frequencies, rotary_table

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from drivetrain.errors import UnsupportedModel
 from drivetrain.models.decoder import Decoder
 from drivetrain.models.families import decoder_spec
@@ -16,7 +17,7 @@ from drivetrain.models.sharding import Slice, shard_spec, shards
 from drivetrain_plugins.contract.communicator import SoleRank
 from drivetrain_plugins.contract.executor import Weights
 from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
-from family_oracle import MAX_LEN, VOCAB, ReferenceDevice, Row, Session, assert_close
+from family_oracle import MAX_LEN, VOCAB, Row, Session, assert_close, cpu_device
 
 SHARED = {
     "vocab_size": VOCAB,
@@ -125,10 +126,10 @@ def run(spec: DecoderSpec, weights: Weights, device: Any) -> torch.Tensor:
 def test_ranks_together_give_the_logits_of_one(name: str, world: int) -> None:
     spec = model_spec(name)
     weights, group = RandomHostWeights(spec), Group(world)
-    devices = [ReferenceDevice(communicator=ThreadRank(group, rank)) for rank in range(world)]
+    devices = [cpu_device(communicator=ThreadRank(group, rank)) for rank in range(world)]
     with ThreadPoolExecutor(world) as pool:
         results = list(pool.map(lambda device: run(spec, weights, device), devices))
-    whole = run(spec, weights, ReferenceDevice())
+    whole = run(spec, weights, cpu_device())
     assert whole.shape == (4, VOCAB)
     for logits in results:
         assert_close(logits, whole)
@@ -197,10 +198,10 @@ def test_what_cannot_be_split_is_refused(config: dict[str, Any], world: int, mes
 
 def test_a_ranks_bytes_are_those_that_it_holds() -> None:
     spec = model_spec("gqa-biases")
-    one = Decoder(spec, ReferenceDevice(), "float32", MAX_LEN).weight_bytes
+    one = Decoder(spec, cpu_device(), "float32", MAX_LEN).weight_bytes
     assert one == RandomHostWeights(spec).total_bytes
     ranks = [
-        Decoder(spec, ReferenceDevice(communicator=ThreadRank(Group(2), rank)), "float32", MAX_LEN).weight_bytes
+        Decoder(spec, cpu_device(communicator=ThreadRank(Group(2), rank)), "float32", MAX_LEN).weight_bytes
         for rank in range(2)
     ]
     whole = VOCAB * 64 + 5 * 64  # the embedding and five norms stand on both ranks

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from drivetrain.errors import RequestError, TokenizerError
 from drivetrain.tokenizer import Tokenizer
 from drivetrain.tokenizer.tokenizer import TokenizerParts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_tokenizers import (
     CORPUS,
     SAMPLES,
@@ -197,7 +198,9 @@ def test_gpt2_files_without_tokenizer_json(tmp_path: Path) -> None:
 
 
 def test_folder_without_tokenizer_says_what_it_expects(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"no tokenizer; expected tokenizer\.json, tokenizer\.model or vocab\.json"):
+    with pytest.raises(
+        TokenizerError, match=r"no tokenizer; expected tokenizer\.json, tokenizer\.model or vocab\.json"
+    ):
         Tokenizer.from_folder(tmp_path)
 
 

@@ -72,17 +72,28 @@ class BlockPool:
 
     def take(self, count: int) -> list[int]:
         """Hands out `count` pages, lowest ids first, each with one reference. The caller has checked `available`."""
-        return [self.take_one() for _ in range(count)]
+        free = self._free
+        references = self._references
+        pages: list[int] = []
+        for _ in range(count):
+            if not free:
+                self._evict_one()
+            page = heappop(free)
+            references[page] = 1
+            pages.append(page)
+        return pages
 
     def take_one(self) -> int:
         """Hands out one page with one reference. The caller has checked `available`."""
-        free = self._free
-        if not free:
-            assert self._cached and self._evict is not None, "take without an available page"
-            self._evict(next(iter(self._cached)))
-        page = heappop(free)
+        if not self._free:
+            self._evict_one()
+        page = heappop(self._free)
         self._references[page] = 1
         return page
+
+    def _evict_one(self) -> None:
+        assert self._cached and self._evict is not None, "take without an available page"
+        self._evict(next(iter(self._cached)))
 
     def share(self, pages: Sequence[int]) -> None:
         """Adds a holder to pages that are used or cached."""

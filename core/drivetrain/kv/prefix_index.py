@@ -79,24 +79,31 @@ class PrefixIndex:
             block = child
         return PrefixMatch(pages, block if pages else None, pending)
 
-    def publish(self, salt: bytes, parent: Block | None, key: bytes, page: int, step_id: int) -> tuple[Block, bool]:
-        """Publishes `page` as the block `key` under `parent` (None: the root of `salt`), unless that is known already.
+    def publish(
+        self, salt: bytes, parent: Block | None, keys: Sequence[bytes], pages: Sequence[int], step_id: int
+    ) -> tuple[Block, list[Block]]:
+        """Publishes `pages` as the blocks `keys`, one or more, in a chain under `parent` (None: the root of `salt`).
+
+        A block that is known already keeps the page that it has.
 
         Returns:
-            The block of that prefix, and whether it was new.
+            The last block of the chain, and the blocks that are new.
         """
         if parent is None:
             parent = self._roots.get(salt)
             if parent is None:
                 parent = self._roots[salt] = Block(None, salt, 0, LANDED)
-        known = parent.children.get(key)
-        if known is not None:
-            return known, False
-        block = Block(parent, key, page, step_id)
-        parent.children[key] = block
-        self._blocks[page] = block
-        self._pool.publish(page)
-        return block, True
+        new: list[Block] = []
+        for key, page in zip(keys, pages, strict=True):
+            block = parent.children.get(key)
+            if block is None:
+                block = Block(parent, key, page, step_id)
+                parent.children[key] = block
+                self._blocks[page] = block
+                self._pool.publish(page)
+                new.append(block)
+            parent = block
+        return parent, new
 
     def remove(self, block: Block) -> None:
         """Forgets `block` and every block after it; does nothing when it was forgotten before."""

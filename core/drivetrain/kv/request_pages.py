@@ -95,11 +95,9 @@ class RequestPages:
         Returns:
             The blocks that are new in the index.
         """
-        index = self._index
-        published: list[Block] = []
-        if index is None:
+        if self._index is None:
             request.event_at = request.length_limit
-            return published
+            return []
         block = request.chain
         done = request.num_published
         while block is not None and not block.alive:  # evicted, or un-published by a failure
@@ -109,10 +107,10 @@ class RequestPages:
             block = None
         num_blocks = num_tokens // self._page_size
         self._extend_keys(request, num_blocks)
-        for at in range(done, num_blocks):
-            block, new = index.publish(request.salt, block, request.block_keys[at], request.pages[at], step_id)
-            if new:
-                published.append(block)
+        published: list[Block] = []
+        if num_blocks > done:
+            keys, pages = request.block_keys[done:num_blocks], request.pages[done:num_blocks]
+            block, published = self._index.publish(request.salt, block, keys, pages, step_id)
         request.chain = block
         request.num_published = max(done, num_blocks)
         # A block is complete when the token after it is known: only then has a step that landed computed it.

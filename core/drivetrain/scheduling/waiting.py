@@ -27,8 +27,8 @@ class WaitingQueue:
     def __init__(self, aging_s: float, clock: Callable[[], float]) -> None:
         self._aging_s = aging_s
         self._clock = clock
-        self._heap: list[tuple[float, int, Request]] = []
-        self._pushes = 0
+        self._heap: list[tuple[tuple[float, int], Request]] = []
+        self._arrivals = 0
         self._ended = 0
         self._admitted_s: deque[float] = deque(maxlen=RATE_WINDOW)
         self._idle_since_s: float | None = clock()
@@ -37,32 +37,34 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def key(self, request: Request) -> float:
-        """The place of `request` among all others: smaller goes first."""
-        return request.arrival_s + request.priority * self._aging_s
+    def enter(self, request: Request) -> None:
+        """Gives a new request its place among all others, by aged priority, then in the order of these calls."""
+        self._arrivals += 1
+        request.queue_key = (request.arrival_s + request.priority * self._aging_s, self._arrivals)
 
     def push(self, request: Request) -> None:
         """Queues `request` by its key."""
         if self._idle_since_s is not None:
             self._idle_s += self._clock() - self._idle_since_s
             self._idle_since_s = None
-        key = request.queue_key - self._aging_s if request.status is Status.PREEMPTED else request.queue_key
-        self._pushes += 1
-        heappush(self._heap, (key, self._pushes, request))
+        key = request.queue_key
+        if request.status is Status.PREEMPTED:
+            key = (key[0] - self._aging_s, key[1])
+        heappush(self._heap, (key, request))
 
     def peek(self) -> Request | None:
         """The request that goes first, or None."""
         heap = self._heap
-        while heap and heap[0][2].status is Status.FINISHED:
+        while heap and heap[0][1].status is Status.FINISHED:
             heappop(heap)
         if not heap:
             self._rest()
             return None
-        return heap[0][2]
+        return heap[0][1]
 
     def pop(self) -> Request:
         """Takes out what `peek` returned."""
-        return heappop(self._heap)[2]
+        return heappop(self._heap)[1]
 
     def admitted(self) -> None:
         """Counts a request that left the queue to run."""
@@ -72,7 +74,7 @@ class WaitingQueue:
         """Tells that a request ended; entries of ended requests are removed when they are many."""
         self._ended += 1
         if self._ended > COMPACT_ABOVE and self._ended > len(self._heap) // 2:
-            self._heap = [entry for entry in self._heap if entry[2].status is not Status.FINISHED]
+            self._heap = [entry for entry in self._heap if entry[1].status is not Status.FINISHED]
             heapify(self._heap)
             self._ended = 0
 

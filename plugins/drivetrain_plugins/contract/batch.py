@@ -171,7 +171,7 @@ class StepBatch:
     @property
     def decode_only(self) -> bool:
         """Whether every row has exactly one token."""
-        return self.num_decode_rows == self.num_rows
+        return self.num_tokens == self.num_rows
 
 
 def unpack(packed: Int32Array, layout: BatchLayout) -> dict[str, Int32Array]:

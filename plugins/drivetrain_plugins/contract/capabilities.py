@@ -9,6 +9,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 KVDtype = Literal["float32", "bfloat16", "float16", "fp8_e4m3", "fp8_e5m2"]
 Fp8Flavour = Literal["none", "ocp", "fnuz"]
 AttentionFeature = Literal["window", "soft_cap", "sinks", "alibi", "mla", "cascade"]
+SamplingFeature = Literal["random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs"]
+
+EVERY_SAMPLING_FEATURE: frozenset[SamplingFeature] = frozenset(
+    ("random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,8 @@ class Capabilities:
         page_sizes: tokens a page, the preferred one first.
         attention: what paged attention serves beyond plain causal attention with grouped heads.
         max_head_dim: largest head size.
+        sampling: what a request may ask of the sampler beyond the likeliest token, by the names of `SampleFeatures`.
+            Core refuses a request that asks for more, by the name of its field. The reference ops serve everything.
         quantizations: names of weight formats that `prepare_linear` takes.
         graphs: whether `Runtime.capture` replays a step without the host.
         async_execution: whether work runs on while the host goes on. False makes one-step-ahead pointless.
@@ -39,6 +46,7 @@ class Capabilities:
     page_sizes: tuple[int, ...] = (64,)
     attention: frozenset[AttentionFeature] = frozenset()
     max_head_dim: int = 256
+    sampling: frozenset[SamplingFeature] = EVERY_SAMPLING_FEATURE
     quantizations: frozenset[str] = frozenset()
     graphs: bool = False
     async_execution: bool = False

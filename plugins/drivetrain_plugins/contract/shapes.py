@@ -15,12 +15,14 @@ class StepShape:
         rows: sequences.
         tokens: tokens of all rows together.
         pages: upper bound of pages that any row reads.
+        decode_only: every row has exactly one token. Equal numbers of rows and tokens do not say so: both are padded.
         captured: whether this shape is replayed from a captured graph.
     """
 
     rows: int
     tokens: int
     pages: int
+    decode_only: bool = False
     captured: bool = False
 
 
@@ -70,7 +72,9 @@ class ShapePolicy:
             padded_tokens = self._bucket("tokens", self.token_buckets, tokens)
             captured = 0 < padded_tokens <= self.max_captured_tokens
         padded_pages = self._bucket("pages", self.page_buckets, pages)
-        return StepShape(rows=padded_rows, tokens=padded_tokens, pages=padded_pages, captured=captured)
+        return StepShape(
+            rows=padded_rows, tokens=padded_tokens, pages=padded_pages, decode_only=decode_only, captured=captured
+        )
 
     def _bucket(self, what: str, buckets: tuple[int, ...], size: int) -> int:
         index = bisect_left(buckets, size)
