@@ -108,15 +108,13 @@ class Row:
 class Session:
     """A decoder with pages, driven by hand through `ops.prepare`."""
 
-    def __init__(
-        self, decoder: Decoder, device: Any, *, num_slots: int = 4, num_pages: int = 80, kv_dtype: Any = "float32"
-    ) -> None:
+    def __init__(self, decoder: Decoder, device: Any, *, num_slots: int = 4, num_pages: int = 80) -> None:
         self.decoder, self.device = decoder, device
         self.slots = SlotState(
             num_slots=num_slots, max_pages=MAX_LEN // PAGE_SIZE, vocab_size=VOCAB, device=torch.device("cpu")
         )
         limits = MemoryLimits(kv_bytes=1 << 30, max_pages=num_pages)
-        self.cache = device.allocator.reserve(decoder.kv_spec(kv_dtype, PAGE_SIZE), limits)
+        self.cache = device.allocator.reserve(decoder.kv_spec("float32", PAGE_SIZE), limits)
         device.allocator.commit(self.cache, num_pages)
         for layer in self.cache.layers:
             layer[1:] = torch.nan  # nothing that was not written may be read

@@ -46,6 +46,9 @@ LONGROPE = {
     "partial_rotary_factor": 0.75,
 }
 
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+"""Set wide, since the usual ones are too small to be seen in logits."""
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gqa": ("LlamaConfig", {**LLAMA_SIZES}),
     "llama-mha-tied": ("LlamaConfig", {**LLAMA_SIZES, "num_key_value_heads": 6, "tie_word_embeddings": True}),
@@ -215,7 +218,11 @@ def oracle(variant: str) -> Any:
     import transformers
 
     name, values = VARIANTS[variant]
-    return random_model(getattr(transformers, name)(**model_config(**values)))
+    config = getattr(transformers, name)(**model_config(**values))
+    for key in EPSILONS:
+        if hasattr(config, key):
+            setattr(config, key, 0.05)
+    return random_model(config)
 
 
 def sequence(length: int, seed: int) -> list[int]:
@@ -277,3 +284,14 @@ def test_a_sequence_on_anothers_prefix_pages_matches_the_oracle(variant: str) ->
     assert_close(logits, expected_logits(model, second)[12:])
     (again,) = driven.step([Row(0, len(first), [5])])
     assert_close(again, expected_logits(model, [*first, 5])[-1:])
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_a_seeing_model_runs_under_both_layouts_of_names(layout: str) -> None:
+    model, ids = oracle("gemma3"), sequence(12, 7)
+    text = {layout + name.removeprefix("model."): tensor for name, tensor in saved_tensors(model).items()}
+    vision = {"vision_tower.encoder.weight": torch.zeros(1), "multi_modal_projector.norm.weight": torch.zeros(1)}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": model.config.to_dict()}
+    device = cpu_device()
+    (logits,) = Session(load_decoder(text | vision, config, device), device).step([Row(0, 0, ids)])
+    assert_close(logits, expected_logits(model, ids))

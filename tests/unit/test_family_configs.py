@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from drivetrain.errors import UnsupportedModel
 from drivetrain.models.families import FAMILIES, decoder_spec, family_of
+from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -194,6 +196,18 @@ def test_windows_follow_each_familys_rule() -> None:
     off = small("Qwen2ForCausalLM", use_sliding_window=False, sliding_window=7, max_window_layers=0)
     assert windows(decoder_spec(off)) == [None] * 4
     assert windows(decoder_spec(small("Gemma2ForCausalLM", sliding_window=7))) == [7, None, 7, None]
+
+
+ACTIVATIONS = ["silu", "swish", "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu"]
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu", "relu2"])
+def test_an_activation_means_what_its_name_means_elsewhere(name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-6, 6, 101)
+    activation = decoder_spec(llama(hidden_act=name)).layers[0].mlp.activation
+    torch.testing.assert_close(reference.activate(x, activation), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
 
 
 FALCON = {"architectures": ["FalconForCausalLM"], "vocab_size": 9, "hidden_size": 64}

@@ -9,7 +9,7 @@ from drivetrain.models.families.names import ROTARY_BUFFERS, Either, WeightNames
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
-def gpt_neox(config: ModelConfig) -> DecoderSpec:
+def _gpt_neox(config: ModelConfig) -> DecoderSpec:
     size = sizes(config, max_positions=2048)
     bias = config.flag("attention_bias", default=True)
     attention = AttentionSpec(
@@ -39,7 +39,7 @@ _LAYER = "{root}layers.{i}"
 GPT_NEOX = Family(
     architectures=("GPTNeoXForCausalLM",),
     model_types=("gpt_neox",),
-    spec=gpt_neox,
+    spec=_gpt_neox,
     names=WeightNames(
         places={
             "embed": "{root}embed_in",
