@@ -147,7 +147,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt-neox-sequential": (
         "GPTNeoXConfig",
-        {**NEOX_SIZES, "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"},
+        {**NEOX_SIZES, "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
     ),
     "phi3": ("Phi3Config", {**LLAMA_SIZES, "original_max_position_embeddings": 64}),
     "phi3-window": ("Phi3Config", {**LLAMA_SIZES, "sliding_window": 7, "original_max_position_embeddings": 64}),
@@ -182,7 +183,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {**LLAMA_SIZES, "logit_scale": 0.3, "tie_word_embeddings": True}),
     "cohere-head-norms": (
         "CohereConfig",
-        {**LLAMA_SIZES, "use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": True},
+        {**LLAMA_SIZES, "use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": True}
+        | {"logit_scale": 1.0, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     ),
     "cohere2": (
         "Cohere2Config",
