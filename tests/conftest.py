@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from drivetrain.model_store import QUICK_START_MODEL, resolve_model
 
 DATA = Path(__file__).parent / "data"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from drivetrain.errors import RequestError
+from drivetrain_plugins.contract.capabilities import SamplingFeature
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 64
@@ -111,6 +113,42 @@ class SamplingParams:
     def penalized(self) -> bool:
         """Whether counts of earlier tokens change the logits."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+def check_served(params: SamplingParams, served: Collection[SamplingFeature], device: str) -> None:
+    """Refuse parameters that need more of the sampler than a device has.
+
+    Raises:
+        RequestError: names the first such field and the value that would be served.
+    """
+    for feature, name, neutral in _needs(params):
+        if feature not in served:
+            got = getattr(params, name)
+            raise RequestError(
+                f"{name}: got {got!r}, but {device} samples without {feature.replace('_', ' ')}; "
+                f"{f'send {neutral}' if neutral else 'leave it out'}",
+                param=name,
+            )
+
+
+def _needs(params: SamplingParams) -> list[tuple[SamplingFeature, str, str]]:
+    """(feature, field that asks for it, value that does not)."""
+    random = not params.greedy
+    asked: list[tuple[bool, SamplingFeature, str, str]] = [
+        (random, "random", "temperature", "0"),
+        (random and params.top_p < 1.0, "filters", "top_p", "1"),
+        (random and params.top_k > 0, "filters", "top_k", "0"),
+        (random and params.min_p > 0.0, "filters", "min_p", "0"),
+        (params.presence_penalty != 0.0, "penalties", "presence_penalty", "0"),
+        (params.frequency_penalty != 0.0, "penalties", "frequency_penalty", "0"),
+        (params.repetition_penalty != 1.0, "penalties", "repetition_penalty", "1"),
+        (bool(params.logit_bias), "biases", "logit_bias", ""),
+        (bool(params.bad_words), "biases", "bad_words", ""),
+        (params.min_tokens > 0, "biases", "min_tokens", "0"),
+        (params.logprobs is not None, "logprobs", "logprobs", ""),
+        (params.prompt_logprobs is not None, "prompt_logprobs", "prompt_logprobs", ""),
+    ]
+    return [(feature, name, neutral) for needed, feature, name, neutral in asked if needed]
 
 
 def _number(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:

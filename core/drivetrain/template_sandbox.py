@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - Jinja looks visitors up by names like visit_For
 """The Jinja environment in which chat templates run: sandboxed, immutable, and on a budget.
 
 Templates come with models, so they are foreign code. Jinja's sandbox keeps them from reaching Python's internals; the

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from drivetrain.detokenizer import Detokenizer, StopAutomaton
-from drivetrain.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from drivetrain.detokenizer import Detokenizer, StopAutomaton
+from drivetrain.tokenizer import Tokenizer
 from tiny_tokenizers import SAMPLES, sentencepiece_bytes, write_byte_level_folder
 
 

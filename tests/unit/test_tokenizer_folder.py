@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from drivetrain.errors import RequestError, TokenizerError
 from drivetrain.tokenizer import Tokenizer
 from drivetrain.tokenizer.tokenizer import TokenizerParts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_tokenizers import (
     CORPUS,
     SAMPLES,

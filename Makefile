@@ -1,0 +1,52 @@
+# The one runner. `make serve` and `make test` set up everything they need.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= smollm2-135m-instruct
+# Further flags for pip, e.g. an index that offers a CPU-only build of torch.
+PIP_FLAGS ?=
+JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+RUN = $(VENV)/bin
+INSTALL = $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+INPUTS = pyproject.toml constraints.txt
+
+.PHONY: help serve test test-all check docs bench clean
+
+help: ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(RUN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: $(INPUTS) | $(RUN)/python
+	@echo "Installing Drivetrain into $(VENV) (once; a few minutes on a slow network)"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.ready-dev: $(INPUTS) | $(RUN)/python
+	@echo "Installing Drivetrain and its test tools into $(VENV) (once)"
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.ready
+
+serve: $(VENV)/.ready ## Set up, fetch the quick-start model, serve it on 127.0.0.1:8000
+	$(RUN)/drivetrain serve --model $(MODEL)
+
+test: $(VENV)/.ready-dev ## Set up and run the tests
+	$(RUN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-all: $(VENV)/.ready-dev ## Everything, the slow tests too
+	$(RUN)/python -m pytest -n $(JOBS)
+
+check: $(VENV)/.ready-dev ## Lint, types, layers
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
+	$(RUN)/pyright --pythonpath $(RUN)/python
+
+docs: $(VENV)/.ready-dev ## Write the generated pages again
+	$(RUN)/python -m drivetrain_server.config_docs > docs/config.md
+
+bench: $(VENV)/.ready ## Host cost of a step and CPU throughput
+	$(RUN)/python bench/host_cost.py
+
+clean: ## Remove the environment and build leftovers
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,257 @@
+"""From a configuration to an engine that is ready: choose the device, read the model, load, size, connect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.batch import BatchBuilder
+from drivetrain.config import EngineConfig
+from drivetrain.config_files import load_generation_config, load_model_config
+from drivetrain.engine import Engine
+from drivetrain.errors import ConfigError, OutOfMemory, Unsupported
+from drivetrain.messages import EngineInfo
+from drivetrain.model_store import resolve_model
+from drivetrain.phases import OnPhase, PhaseClock
+from drivetrain.scheduler import Scheduler, SchedulerLimits
+from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
+from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
+from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.import_string import import_object
+from drivetrain_plugins.selection import choose_backend
+from drivetrain_plugins.spec import BackendSpec
+
+_SIXTEEN_BITS = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A model's files, read but for the weights."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    spec: DecoderSpec
+    end_ids: frozenset[int]
+
+
+def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
+    """Build the engine that a configuration describes. Takes as long as loading the model takes.
+
+    Args:
+        progress: told about each phase.
+
+    Raises:
+        DrivetrainError: a setting, the model or the device stands in the way; the message says what to do.
+    """
+    clock = PhaseClock(progress)
+    with clock.phase("read model"):
+        model = open_model(config)
+    with clock.phase("find device"):
+        name, device = open_device(config)
+    limits = _limits(config, model, device.capabilities)
+    gaps = device.unsupported(model.spec, limits)
+    if gaps:
+        raise Unsupported(f"{name} cannot serve {model.name}: " + "; ".join(gaps))
+    executor = device.executor() or _model_runner(device)
+    weights = open_model_weights(config, model, limits.dtype)
+    plan = executor.load(model.spec, weights, limits, clock.progress)
+    return connect(
+        config,
+        model,
+        executor,
+        limits,
+        plan,
+        backend=name,
+        capabilities=device.capabilities,
+        weight_bytes=weights.total_bytes,
+    )
+
+
+def open_model(config: EngineConfig) -> OpenedModel:
+    """Read a model's configuration and settle what it is.
+
+    Raises:
+        ModelError: not found, not readable, or not an architecture that is served.
+    """
+    from drivetrain.models.families import decoder_spec
+
+    if not config.model:
+        raise ConfigError("model: got nothing, expected a folder, a GGUF file or a name that `drivetrain ls` shows")
+    path = resolve_model(config.model)
+    model_config = load_model_config(path)
+    return OpenedModel(
+        path=path,
+        name=config.served_model_name or Path(config.model).name,
+        config=model_config,
+        spec=decoder_spec(model_config),
+        end_ids=frozenset(load_generation_config(path).eos_token_ids),
+    )
+
+
+def open_device(config: EngineConfig) -> tuple[str, Device]:
+    """Choose a backend and open its device.
+
+    Returns:
+        The backend's name and the device.
+
+    Raises:
+        BackendError: none can serve, or the one asked for cannot.
+        ConfigError: the backend refuses its options.
+    """
+    state = choose_backend(config.backend, blocked=config.blocked_backends)
+    spec = state.spec
+    assert spec is not None, "a selected backend has a spec"
+    options = _checked_options(config, spec)
+    made = import_object(spec.backend)
+    if not isinstance(made, type) or not issubclass(made, Backend):
+        raise Unsupported(f"backend {spec.name!r}: {spec.backend} is {made!r}, expected a subclass of Backend")
+    return spec.name, made().open(RankInfo(), options)
+
+
+def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:
+    table = dict(config.options_of(spec.name))
+    if spec.options is None:
+        if table:
+            raise ConfigError(f"backend_options.{spec.name}: got {sorted(table)}, but this backend takes no options")
+        return {}
+    schema: Any = import_object(spec.options)
+    try:
+        return msgspec.to_builtins(msgspec.convert(table, schema))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"backend_options.{spec.name}: {error}") from error
+
+
+def _model_runner(device: Device) -> Executor:
+    from drivetrain.runner import ModelRunner
+
+    return ModelRunner(device)
+
+
+def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -> Weights:
+    """The checkpoint under canonical names, or random weights in its place.
+
+    Raises:
+        ModelError: no weights there, or files that are corrupt.
+    """
+    from drivetrain.models.checkpoint import CheckpointWeights, RandomWeights
+    from drivetrain.weights.source import open_weights
+
+    if config.load_format == "dummy":
+        return RandomWeights(model.spec, dtype=dtype, seed=config.seed)
+    return CheckpointWeights(open_weights(model.path), model.config, model.spec)
+
+
+def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+    dtype = _dtype(config, model, capabilities)
+    max_model_len = model.spec.max_positions
+    if config.max_model_len is not None:
+        if config.max_model_len > max_model_len:
+            raise ConfigError(
+                f"limits.max_model_len: got {config.max_model_len}, but {model.name} was made for "
+                f"{max_model_len} tokens; lower it"
+            )
+        max_model_len = config.max_model_len
+    page_size = config.page_size or capabilities.page_sizes[0]
+    columns = -(-max_model_len // page_size)
+    step_tokens = config.max_step_tokens or max(capabilities.step_tokens, config.max_num_seqs)
+    if config.max_step_tokens is None and not config.chunked_prefill:
+        step_tokens = max(step_tokens, max_model_len)
+    max_pages = columns * config.max_num_seqs + 1
+    if config.num_pages is not None:
+        max_pages = config.num_pages
+    return ExecutorLimits(
+        dtype=dtype,
+        kv_dtype=dtype,
+        max_num_rows=config.max_num_seqs,
+        max_step_tokens=step_tokens,
+        max_model_len=max_model_len,
+        page_size=page_size,
+        memory=_memory(config, max_pages),
+    )
+
+
+def _memory(config: EngineConfig, max_pages: int) -> MemoryLimits:
+    if isinstance(config.kv_memory, float):
+        return MemoryLimits(fraction=config.kv_memory, max_pages=max_pages)
+    return MemoryLimits(kv_bytes=config.kv_memory, max_pages=max_pages)
+
+
+def _dtype(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> Dtype:
+    if config.dtype != "auto":
+        return config.dtype
+    preferred = capabilities.dtypes[0]
+    stored = model.config.get("torch_dtype")
+    if stored in capabilities.dtypes and stored in _SIXTEEN_BITS and preferred in _SIXTEEN_BITS:
+        return stored
+    return preferred
+
+
+def connect(
+    config: EngineConfig,
+    model: OpenedModel,
+    executor: Executor,
+    limits: ExecutorLimits,
+    plan: MemoryPlan,
+    *,
+    backend: str,
+    capabilities: Capabilities,
+    weight_bytes: int,
+) -> Engine:
+    """Scheduler, batch builder and step loop around a loaded executor.
+
+    Raises:
+        OutOfMemory: the pages hold not even one short request.
+    """
+    policy = executor.shape_policy
+    usable = (plan.num_pages - 1) * limits.page_size
+    max_model_len = min(limits.max_model_len, usable)
+    if max_model_len < 2:
+        raise OutOfMemory(
+            f"{plan.num_pages} KV pages of {limits.page_size} tokens hold no request; give it more memory"
+        )
+    scheduler = Scheduler(
+        SchedulerLimits(
+            max_num_rows=limits.max_num_rows,
+            max_step_tokens=limits.max_step_tokens,
+            max_model_len=max_model_len,
+            page_size=limits.page_size,
+            num_pages=plan.num_pages,
+            max_waiting=config.max_waiting,
+            mixed_steps=policy.mixed_steps,
+            max_prefills_per_step=policy.max_prefills_per_step,
+            chunked_prefill=config.chunked_prefill,
+            prefix_cache=config.prefix_cache,
+            overlap=int(capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"),
+        )
+    )
+    info = EngineInfo(
+        model=model.name,
+        architecture=model.spec.architecture,
+        backend=backend,
+        device=capabilities.device_name,
+        dtype=limits.dtype,
+        vocab_size=model.spec.vocab_size,
+        max_model_len=max_model_len,
+        num_pages=plan.num_pages,
+        page_size=limits.page_size,
+        max_num_rows=limits.max_num_rows,
+        max_step_tokens=limits.max_step_tokens,
+        kv_bytes=plan.kv_bytes,
+        weight_bytes=weight_bytes,
+    )
+    return Engine(
+        executor=executor,
+        scheduler=scheduler,
+        builder=BatchBuilder(policy=policy, dummy_slot=limits.max_num_rows, page_size=limits.page_size),
+        info=info,
+        end_ids=model.end_ids,
+        overlap=bool(scheduler.limits.overlap),
+        sampling=capabilities.sampling,
+        seed=config.seed,
+    )

@@ -1,0 +1,70 @@
+"""How a frontend talks to an engine, in the same process or in another one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol, runtime_checkable
+
+from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
+
+
+@runtime_checkable
+class EngineClient(Protocol):
+    """An engine as asyncio code sees it."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """None until the engine is ready."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine ended, or None while it lives."""
+        ...
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Start-up phases so far, in order."""
+        ...
+
+    async def start(self) -> None:
+        """Start the engine and return once it is ready.
+
+        Raises:
+            DrivetrainError: it could not start; the message is the engine's own.
+        """
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Update], None]:
+        """Stream the updates of a request; all that is queued comes at once.
+
+        The stream ends when all `params.n` completions have finished. Closing the iterator early (or cancelling the
+        task that reads it) aborts the request and frees its pages.
+
+        Raises:
+            Overloaded: the waiting queue is full.
+            RequestError: the engine refused the request.
+            EngineDead: the engine ended; raised at once in every open stream.
+        """
+        ...
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End one completion of a running request (or, without an index, all of them) and free its pages.
+
+        For what a frontend finds in the text, such as a stop string in one completion of several. The stream of the
+        request goes on with its other completions and ends when those have finished; an ended completion brings at
+        most one more update, with finish_reason "abort". Unknown or finished requests are left alone.
+        """
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Gauges and counters of this moment (at most one step old)."""
+        ...
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached page that no request uses."""
+        ...
+
+    async def shutdown(self, *, drain_s: float) -> None:
+        """Refuse new work, let running requests finish for `drain_s` seconds, then abort them and end."""
+        ...

@@ -1,0 +1,362 @@
+"""The step loop: schedule a step, start it, and take in the results of the one before."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from drivetrain.batch import BatchBuilder, prompt_logprob_span
+from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
+from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
+from drivetrain.request import FinishReason, Request
+from drivetrain.sampling import check_served
+from drivetrain.scheduler import Schedule, Scheduler
+from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
+from drivetrain_plugins.contract.executor import Executor
+
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request under way: its completions that have not ended, by index."""
+
+    completions: dict[int, Request]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+@dataclass(slots=True)
+class _Counts:
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    step_s: float = 0.0
+    schedule_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _InFlight:
+    schedule: Schedule
+    ticket: Ticket
+    started_s: float = field(default_factory=time.perf_counter)
+
+
+class Engine:
+    """One model on one executor. Not thread-safe: one thread submits, aborts and steps.
+
+    Args:
+        end_ids: the model's end tokens.
+        overlap: run one step ahead of the results.
+        sampling: what the device's sampler serves.
+        seed: where the seeds of requests without one come from.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        scheduler: Scheduler,
+        builder: BatchBuilder,
+        info: EngineInfo,
+        end_ids: frozenset[int],
+        overlap: bool,
+        sampling: Collection[SamplingFeature] = EVERY_SAMPLING_FEATURE,
+        seed: int = 0,
+    ) -> None:
+        self.info = info
+        self._sampling = sampling
+        self._executor = executor
+        self._scheduler = scheduler
+        self._builder = builder
+        self._end_ids = end_ids
+        self._depth = 1 if overlap else 0
+        self._seeds = random.Random(seed)
+        self._live: dict[str, _Live] = {}
+        self._owners: dict[Request, tuple[str, int]] = {}
+        self._in_flight: deque[_InFlight] = deque()
+        self._deadlines: list[tuple[float, str]] = []
+        self._counts = _Counts()
+        self._pending: list[Update] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._in_flight or self._live or self._pending)
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether some completion of the request has not ended."""
+        return request_id in self._live
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            Overloaded: the waiting queue is full.
+            RequestError: it can never be served; names the field.
+        """
+        if request.request_id in self._live:
+            raise RequestError(f"request_id: {request.request_id!r} is already running", param="request_id")
+        check_served(request.params, self._sampling, self.info.device)
+        completions = self._completions(request)
+        for index, completion in completions.items():
+            try:
+                self._scheduler.add(completion)
+            except DrivetrainError:
+                for added in range(index):
+                    self._scheduler.abort(completions[added].request_id)
+                raise
+        live = self._live[request.request_id] = _Live(completions)
+        if request.params.prompt_logprobs is not None:
+            live.prompt_logprobs = [None] * len(request.prompt_ids)
+        for index, completion in completions.items():
+            self._owners[completion] = (request.request_id, index)
+        if request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (time.monotonic() + request.deadline_s, request.request_id))
+        self._counts.prompt_tokens += len(request.prompt_ids)
+
+    def abort(self, request_id: str, index: int | None = None, *, error: str | None = None) -> None:
+        """End a request, or one of its completions; its pages come back once no step in flight uses them.
+
+        Each ended completion brings an update with finish reason "abort". Unknown ids are left alone: the request may
+        just have finished.
+        """
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        for which in list(live.completions) if index is None else [index]:
+            completion = live.completions.get(which)
+            if completion is not None:
+                self._scheduler.abort(completion.request_id)
+                self._end(completion)
+                self._pending.append(Update(request_id=request_id, index=which, finish_reason="abort", error=error))
+
+    def step(self) -> list[Update]:
+        """Start the next step, take in the oldest one under way if there is one too many, and return what is new.
+
+        Raises:
+            DeviceLost: the device is gone; the engine cannot go on.
+        """
+        self._end_overdue()
+        started = time.perf_counter()
+        schedule = self._scheduler.schedule()
+        if schedule is not None:
+            self._start(schedule, started)
+        updates, self._pending = self._pending, []
+        if self._in_flight and (schedule is None or len(self._in_flight) > self._depth):
+            self._land(self._in_flight.popleft(), updates)
+        return updates
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached page that no request uses."""
+        self._scheduler.clear_prefixes()
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters of this moment."""
+        scheduler, counts = self._scheduler.stats(), self._counts
+        return EngineStats(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            pages_total=scheduler.pages_total,
+            pages_free=scheduler.pages_free,
+            pages_cached=scheduler.pages_cached,
+            pages_used=scheduler.pages_used,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            prefix_query_tokens=scheduler.prefix_queried_tokens,
+            steps=counts.steps,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            finished=counts.finished,
+            failed=counts.failed,
+            step_s=counts.step_s,
+            schedule_s=counts.schedule_s,
+        )
+
+    def close(self) -> None:
+        """Wait for steps under way and free the device."""
+        while self._in_flight:
+            self._in_flight.popleft().ticket.wait()
+        self._executor.close()
+
+    def _completions(self, request: GenerateRequest) -> dict[int, Request]:
+        params = request.params
+        end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else self._end_ids | set(params.stop_token_ids)
+        seed = self._seeds.getrandbits(64) if params.seed is None else params.seed
+        prompt_ids = token_array(request.prompt_ids)
+        arrival_s = time.monotonic()
+        first: Request | None = None
+        completions: dict[int, Request] = {}
+        for index in range(params.n):
+            completions[index] = completion = Request(
+                request_id=f"{request.request_id}/{index}",
+                prompt_ids=prompt_ids,
+                params=params,
+                arrival_s=arrival_s,
+                priority=request.priority,
+                eos_ids=end_ids,
+                salt=request.salt.encode(),
+                max_total=self.info.max_model_len,
+                parent=first,
+                seed=(seed + index * _GOLDEN_RATIO) & 0xFFFF_FFFF_FFFF_FFFF,
+                bad_word_ids=tuple(tuple(word) for word in request.bad_word_ids),
+            )
+            first = first or completion
+        return completions
+
+    def _start(self, schedule: Schedule, started: float) -> None:
+        batch = self._builder.build(schedule)
+        self._counts.schedule_s += time.perf_counter() - started
+        self._counts.steps += 1
+        try:
+            ticket = self._executor.execute(batch)
+        except OutOfMemory as error:
+            ticket = _Failed(error)
+        self._in_flight.append(_InFlight(schedule, ticket))
+
+    def _land(self, step: _InFlight, updates: list[Update]) -> None:
+        try:
+            output = step.ticket.wait()
+        except OutOfMemory as error:
+            self._fail(step.schedule, error, updates)
+            return
+        finally:
+            self._counts.step_s += time.perf_counter() - step.started_s
+        schedule = step.schedule
+        if output.prompt_logprobs is not None:
+            self._take_prompt_logprobs(schedule, output)
+        places: dict[Request, int] = {}
+        if output.logprobs is not None:
+            sampled = (row.request for row in schedule.rows if row.samples)
+            places = {request: place for place, request in enumerate(sampled)}
+        for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
+            request, reason = landed.request, landed.finish_reason
+            owner = self._owners.get(request)
+            if owner is None:
+                continue
+            request_id, index = owner
+            token_ids = landed.new_token_ids
+            self._counts.generated_tokens += len(token_ids)
+            logprobs = None
+            if request.params.logprobs is not None and request in places:
+                logprobs = _token_logprobs(output, places[request], request.params.logprobs, len(token_ids))
+            prompt_logprobs = self._prompt_logprobs_once(request_id) if index == 0 and token_ids else None
+            stopped = reason is FinishReason.STOP and bool(token_ids)
+            updates.append(
+                Update(
+                    request_id=request_id,
+                    index=index,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    finish_reason=None if reason is None else reason.value,
+                    stop_token_id=token_ids[-1] if stopped else None,
+                    num_cached_tokens=request.num_cached_tokens,
+                )
+            )
+            if reason is not None:
+                self._counts.finished += 1
+                self._end(request)
+
+    def _fail(self, schedule: Schedule, error: OutOfMemory, updates: list[Update]) -> None:
+        """A step ran out of memory: the request with the most tokens in it fails, the others are computed again."""
+        blamed = max(schedule.rows, key=lambda row: row.num_tokens).request
+        for failed in self._scheduler.fail(schedule, blamed):
+            owner = self._owners.get(failed)
+            if owner is not None:
+                request_id, index = owner
+                updates.append(Update(request_id=request_id, index=index, finish_reason="error", error=str(error)))
+                self._counts.failed += 1
+                self._end(failed)
+
+    def _end(self, request: Request) -> None:
+        request_id, index = self._owners.pop(request)
+        live = self._live[request_id]
+        del live.completions[index]
+        if not live.completions:
+            del self._live[request_id]
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            self.abort(request_id, error="the request ran past its time limit")
+
+    def _take_prompt_logprobs(self, schedule: Schedule, output: StepOutput) -> None:
+        place = 0
+        for row in schedule.rows:
+            span = prompt_logprob_span(row)
+            if span is None:
+                continue
+            first, last = span
+            owner = self._owners.get(row.request)
+            live = self._live.get(owner[0]) if owner is not None else None
+            if live is not None and live.prompt_logprobs is not None:
+                top = row.request.params.prompt_logprobs or 0
+                for position in range(first, last):
+                    live.prompt_logprobs[position + 1] = _prompt_logprob(
+                        output, place + position - first, row.request.prompt_ids[position + 1], top
+                    )
+            place += last - first
+
+    def _prompt_logprobs_once(self, request_id: str) -> list[TokenLogprob | None] | None:
+        live = self._live[request_id]
+        found, live.prompt_logprobs = live.prompt_logprobs, None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """The ticket of a step that could not be started; the failure is told in its turn."""
+
+    error: OutOfMemory
+
+    def ready(self) -> bool:
+        return True
+
+    def wait(self) -> StepOutput:
+        raise self.error
+
+
+def _token_logprobs(output: StepOutput, place: int, top: int, count: int) -> list[TokenLogprob]:
+    assert output.logprobs is not None
+    assert output.ranks is not None
+    assert output.top_ids is not None
+    assert output.top_logprobs is not None
+    entry = _logprob(
+        int(output.token_ids[place]),
+        float(output.logprobs[place]),
+        int(output.ranks[place]),
+        output.top_ids[place],
+        output.top_logprobs[place],
+        top,
+    )
+    return [entry] * count
+
+
+def _prompt_logprob(output: StepOutput, place: int, token_id: int, top: int) -> TokenLogprob:
+    assert output.prompt_logprobs is not None
+    assert output.prompt_ranks is not None
+    assert output.prompt_top_ids is not None
+    assert output.prompt_top_logprobs is not None
+    return _logprob(
+        token_id,
+        float(output.prompt_logprobs[place]),
+        int(output.prompt_ranks[place]),
+        output.prompt_top_ids[place],
+        output.prompt_top_logprobs[place],
+        top,
+    )
+
+
+def _logprob(
+    token_id: int, logprob: float, rank: int, top_ids: Int32Array, top_logprobs: Float32Array, top: int
+) -> TokenLogprob:
+    pairs = list(zip(top_ids[:top].tolist(), top_logprobs[:top].tolist(), strict=True))
+    return TokenLogprob(token_id=token_id, logprob=logprob, rank=rank, top=pairs)

@@ -1,0 +1,294 @@
+"""Text in, text out: what stands between a caller with words and an engine that knows token ids."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from drivetrain.chat_template import ChatTemplate
+from drivetrain.client import EngineClient
+from drivetrain.completion_text import CompletionText, TextDelta
+from drivetrain.config import EngineConfig
+from drivetrain.config_files import load_generation_config
+from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.messages import EngineInfo, GenerateRequest
+from drivetrain.model_store import resolve_model
+from drivetrain.sampling import SamplingParams
+from drivetrain.tokenizer import Tokenizer, load_tokenizer
+
+INLINE_CHARS = 16_384
+"""Prompts longer than this are tokenized in a thread, so that other streams go on meanwhile."""
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Message = Mapping[str, Json]
+
+
+class Informed(Protocol):
+    """Any engine, in this process or behind a client."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """None until it is ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling values of the model's `generation_config.json`, for requests that do not set them; None is not set."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """Messages to be rendered by the model's chat template.
+
+    Attributes:
+        variables: further variables of the template, such as `enable_thinking`; it takes only those that it reads.
+    """
+
+    messages: Sequence[Message]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+
+
+class Frontend:
+    """The text layer that the server and offline use share.
+
+    Args:
+        engine: its limits bound the prompts; `generate` needs it to be an `EngineClient`.
+        tokenizer: the model's tokenizer.
+        chat_template: None where the model has none; chat requests are then refused.
+        defaults: what the model's authors recommend.
+    """
+
+    def __init__(
+        self,
+        engine: Informed,
+        tokenizer: Tokenizer,
+        *,
+        chat_template: ChatTemplate | None = None,
+        defaults: GenerationDefaults | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.defaults = defaults or GenerationDefaults()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine tells about itself.
+
+        Raises:
+            EngineError: it is not ready.
+        """
+        info = self.engine.info
+        if info is None:
+            raise EngineError("the engine is not ready; wait for its start to end")
+        return info
+
+    def encode(
+        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, allow_empty: bool = False
+    ) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            RequestError: it is empty, or an id is not in the vocabulary.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        else:
+            ids = list(prompt)
+            vocab_size = self.info.vocab_size
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                wrong = next(i for i in ids if not 0 <= i < vocab_size)
+                raise RequestError(f"prompt: token ids are 0 to {vocab_size - 1}, got {wrong}", param="prompt")
+        if not ids and not allow_empty:
+            raise RequestError("prompt: it has no tokens; send at least one", param="prompt")
+        return ids
+
+    def render(self, chat: Chat) -> str:
+        """The prompt text of a chat.
+
+        Raises:
+            TemplateError: the template refused the messages, or the model has none.
+        """
+        if self.chat_template is None:
+            raise TemplateError(
+                "messages: this model has no chat template; use the completions route with a prompt", param="messages"
+            )
+        return self.chat_template.render(
+            chat.messages,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            kwargs=chat.variables,
+        )
+
+    def encode_chat(self, chat: Chat, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a chat. Templates write the special tokens themselves, so none are added.
+
+        Raises:
+            TemplateError: as `render`.
+        """
+        return self.encode(self.render(chat), add_special_tokens=add_special_tokens)
+
+    async def encode_aside(
+        self, prompt: str | Sequence[int] | Chat, *, add_special_tokens: bool, allow_empty: bool = False
+    ) -> list[int]:
+        """Token ids of a prompt or chat, made in a thread where that takes long enough to be felt by others."""
+
+        def work() -> list[int]:
+            if isinstance(prompt, Chat):
+                return self.encode_chat(prompt, add_special_tokens=add_special_tokens)
+            return self.encode(prompt, add_special_tokens=add_special_tokens, allow_empty=allow_empty)
+
+        return work() if _size(prompt) <= INLINE_CHARS else await asyncio.to_thread(work)
+
+    def request(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        deadline_s: float | None = None,
+    ) -> GenerateRequest:
+        """What goes to the engine, checked against its limits.
+
+        Raises:
+            PromptTooLong: prompt and answer do not fit into the context.
+            RequestError: a token id of `stop_token_ids` or `logit_bias` is not in the vocabulary.
+        """
+        info = self.info
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if len(prompt_ids) + wanted > info.max_model_len:
+            answer = "an answer" if params.max_tokens is None else f"max_tokens of {params.max_tokens}"
+            raise PromptTooLong(
+                f"the context has {info.max_model_len} tokens; {len(prompt_ids)} of the prompt and {answer} do not fit;"
+                " shorten the prompt or lower max_tokens",
+                param="prompt",
+            )
+        for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+            wrong = next((i for i in ids if i >= info.vocab_size), None)
+            if wrong is not None:
+                raise RequestError(f"{name}: token ids are 0 to {info.vocab_size - 1}, got {wrong}", param=name)
+        return GenerateRequest(
+            request_id=request_id,
+            prompt_ids=prompt_ids,
+            params=params,
+            bad_word_ids=self._bad_word_ids(params.bad_words),
+            priority=priority,
+            salt=salt,
+            deadline_s=deadline_s,
+        )
+
+    def completion_text(self, index: int, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> CompletionText:
+        """The text state of one completion of a prompt."""
+        return CompletionText(index, params, self.tokenizer, prompt_ids)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[TextDelta], None]:
+        """Stream the answer of a request as text: one delta a completion for all that is queued.
+
+        Ends when every completion has finished. Closing it early aborts the request.
+
+        Raises:
+            RequestFailed: the engine failed or aborted a completion.
+            Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
+        """
+        params = request.params
+        engine = self.engine
+        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
+        texts = [self.completion_text(index, params, request.prompt_ids) for index in range(params.n)]
+        live = params.n
+        async with aclosing(engine.generate(request)) as updates:
+            async for batch in updates:
+                deltas: dict[int, TextDelta] = {}
+                for update in batch:
+                    text = texts[update.index]
+                    if text.finish_reason is not None:
+                        continue
+                    delta = text.push(update)
+                    if delta.finish_reason in ("error", "abort"):
+                        raise RequestFailed(update.error or "the engine aborted this request before it finished")
+                    if delta.finish_reason is not None:
+                        live -= 1
+                        if update.finish_reason is None and live:
+                            engine.abort(request.request_id, update.index)
+                    earlier = deltas.get(update.index)
+                    deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
+                if deltas:
+                    yield list(deltas.values())
+                if not live:
+                    return
+        raise RequestFailed("the engine ended the stream of this request before its answer was complete")
+
+    def _bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = []
+        for word in words:
+            for text in (word, f" {word.lstrip()}"):
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        return found
+
+
+def load_frontend(config: EngineConfig, engine: Informed, *, chat_template: str | None = None) -> Frontend:
+    """The text layer of the configured model, from its own files.
+
+    Args:
+        chat_template: Jinja file to use instead of the model's own template.
+
+    Raises:
+        ModelError: no such model, or one without a tokenizer that can be rebuilt.
+        ConfigError: `chat_template` cannot be read.
+    """
+    path = resolve_model(config.model)
+    tokenizer = load_tokenizer(path if config.tokenizer is None else Path(config.tokenizer).expanduser())
+    generation = load_generation_config(path)
+    return Frontend(
+        engine,
+        tokenizer,
+        chat_template=_chat_template(tokenizer, chat_template),
+        defaults=GenerationDefaults(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
+    )
+
+
+def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:
+    if override is None:
+        return ChatTemplate.from_tokenizer(tokenizer) if tokenizer.chat_templates else None
+    try:
+        source = Path(override).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"server.chat_template: cannot read {override}: {error}; give a Jinja file") from error
+    return ChatTemplate.from_tokenizer(tokenizer, source)
+
+
+def _size(prompt: str | Sequence[int] | Chat) -> int:
+    """Characters to be tokenized, roughly."""
+    if isinstance(prompt, Chat):
+        return sum(_text_size(message) for message in prompt.messages)
+    return len(prompt) if isinstance(prompt, str) else 0
+
+
+def _text_size(value: Json | Message) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_text_size(part) for part in value.values())
+    return sum(_text_size(part) for part in value) if isinstance(value, list) else 0

@@ -1,0 +1,276 @@
+"""Offline use: a model in this process, prompts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from drivetrain.config import EngineConfig
+from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed
+from drivetrain.messages import FinishReasonName, TokenLogprob
+from drivetrain.phases import OnPhase
+from drivetrain.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from drivetrain.completion_text import CompletionText, TextDelta
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """One answer to a prompt.
+
+    Attributes:
+        stop_reason: the stop string or stop token id that ended it; None for an end token of the model.
+        logprobs: one entry a token, where asked for.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReasonName | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        """Take what became known since the last delta in."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + delta.logprobs
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutput:
+    """A prompt and its answers.
+
+    Attributes:
+        prompt: the text, or None if token ids came.
+        prompt_logprobs: one entry a prompt token (None for the first), where asked for.
+        num_cached_tokens: prompt tokens taken from the prefix cache.
+    """
+
+    prompt: str | None
+    prompt_ids: list[int]
+    completions: list[Completion]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The first answer's text."""
+        return self.completions[0].text
+
+
+@dataclass(slots=True)
+class _Job:
+    """A prompt on its way."""
+
+    output: RequestOutput
+    texts: list[CompletionText]
+    params: SamplingParams
+
+    @property
+    def finished(self) -> bool:
+        return all(text.finish_reason is not None for text in self.texts)
+
+
+class LLM:
+    """A model, loaded in this process.
+
+    Args:
+        model: folder, GGUF file, or name of a model in the local store.
+        on_phase: told about each start-up phase; None shows nothing.
+        config: any further field of `EngineConfig` by name, such as `dtype`, `max_model_len`, `backend`.
+
+    Raises:
+        DrivetrainError: a setting, the model or the device stands in the way.
+    """
+
+    def __init__(self, model: str, *, on_phase: OnPhase | None = None, **config: Any) -> None:
+        from drivetrain.assembly import assemble
+        from drivetrain.frontend import load_frontend
+
+        try:
+            self.config = EngineConfig(model=model, **config)
+        except TypeError as error:
+            raise ConfigError(f"LLM: {error}; the fields of EngineConfig are accepted") from error
+        self._engine = assemble(self.config, on_phase)
+        self._frontend = load_frontend(self.config, self._engine)
+        self._num_requests = 0
+
+    @property
+    def info(self):
+        """What the engine tells about itself: an `EngineInfo`."""
+        return self._engine.info
+
+    @property
+    def tokenizer(self):
+        """The model's tokenizer."""
+        return self._frontend.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts, as many at once as fit.
+
+        Args:
+            prompts: one prompt or several, each a text or token ids.
+            params: for all prompts, or one each; None is `SamplingParams()`.
+            progress: show a progress bar if standard error is a terminal.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            RequestError: a prompt or its parameters are wrong; nothing was generated.
+            RequestFailed: the engine failed a request.
+        """
+        many = [prompts] if _is_one(prompts) else list(prompts)
+        chosen = _spread(params, len(many))
+        return self._run([self._job(*pair) for pair in zip(many, chosen, strict=True)], progress)
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of messages with `role` and `content`.
+
+        Raises:
+            TemplateError: the model has no chat template, or it refuses the messages.
+            RequestError, RequestFailed: as `generate`.
+        """
+        from drivetrain.frontend import Chat
+
+        many: list[Any] = (
+            [conversations] if conversations and isinstance(conversations[0], Mapping) else list(conversations)
+        )
+        rendered = [
+            self._frontend.encode_chat(
+                Chat(
+                    messages=messages,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    variables=template_variables or {},
+                )
+            )
+            for messages in many
+        ]
+        return self.generate(rendered, params, progress=progress)
+
+    def stats(self):
+        """Gauges and counters of this moment: an `EngineStats`."""
+        return self._engine.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached page."""
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Free the device."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _job(self, prompt: Prompt, params: SamplingParams) -> _Job:
+        prompt_ids = self._frontend.encode(prompt)
+        output = RequestOutput(
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_ids=prompt_ids,
+            completions=[Completion(index=index) for index in range(params.n)],
+        )
+        texts = [self._frontend.completion_text(index, params, prompt_ids) for index in range(params.n)]
+        return _Job(output, texts, params)
+
+    def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:
+        from drivetrain.progress import progress_bar
+
+        waiting = {self._new_id(): job for job in reversed(jobs)}
+        requests = {
+            request_id: self._frontend.request(request_id, job.output.prompt_ids, job.params)
+            for request_id, job in waiting.items()
+        }
+        running: dict[str, _Job] = {}
+        try:
+            with progress_bar(len(jobs), enabled=progress) as advance:
+                while waiting or running:
+                    self._submit(waiting, running, requests)
+                    for update in self._engine.step():
+                        job = running.get(update.request_id)
+                        if job is not None and self._take(update.request_id, job, update):
+                            del running[update.request_id]
+                            advance(sum(len(each.token_ids) for each in job.output.completions))
+        finally:
+            for request_id in running:
+                self._engine.abort(request_id)
+            while self._engine.has_work:
+                self._engine.step()
+        return [job.output for job in jobs]
+
+    def _submit(self, waiting: dict[str, _Job], running: dict[str, _Job], requests: dict[str, Any]) -> None:
+        while waiting:
+            request_id, job = waiting.popitem()
+            try:
+                self._engine.submit(requests[request_id])
+            except Overloaded:
+                waiting[request_id] = job
+                if not running:
+                    raise
+                return
+            running[request_id] = job
+
+    def _take(self, request_id: str, job: _Job, update: Any) -> bool:
+        """Add an update to its job; True when the job is done."""
+        text = job.texts[update.index]
+        if text.finish_reason is not None:
+            return False
+        delta = text.push(update)
+        if delta.finish_reason in ("error", "abort"):
+            raise RequestFailed(update.error or "the engine aborted this request before it finished")
+        output = job.output
+        output.completions[update.index].add(delta)
+        output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            output.prompt_logprobs = delta.prompt_logprobs
+        if delta.finish_reason is not None and update.finish_reason is None:
+            self._engine.abort(request_id, update.index)
+        return job.finished
+
+    def _new_id(self) -> str:
+        self._num_requests += 1
+        return f"offline-{self._num_requests}"
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Iterable[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"params: {len(params)} sampling parameters for {count} prompts; send one or as many")
+    return params

@@ -1,0 +1,260 @@
+"""The engine process: `python -m drivetrain.process.worker SOCKET`, its configuration as JSON on standard input.
+
+One thread runs the engine; one thread a frontend reads its frames. The process ends when it is told to, when the engine
+cannot go on, or when standard input closes, which is how it learns that its supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from drivetrain.config import EngineConfig
+from drivetrain.engine import Engine
+from drivetrain.errors import Draining, DrivetrainError
+from drivetrain.messages import Phase, Update
+from drivetrain.process.frames import (
+    HEADER,
+    MAX_FRAME_BYTES,
+    Abort,
+    AskStats,
+    Died,
+    FromEngine,
+    Progress,
+    Ready,
+    ResetPrefixCache,
+    Shutdown,
+    Stats,
+    Submit,
+    ToEngine,
+    Updates,
+    frame,
+    refusal,
+)
+
+_SEND_TIMEOUT_S = 10.0
+_SEND_BUFFER_BYTES = 4 << 20
+
+
+@dataclass(slots=True, eq=False)
+class _Frontend:
+    """A connected API process."""
+
+    connection: socket.socket
+    requests: set[str] = field(default_factory=set[str])
+
+
+class _Gone(msgspec.Struct, frozen=True):
+    """Put into the inbox when a frontend's connection ends."""
+
+
+class _Orphaned(msgspec.Struct, frozen=True):
+    """Put into the inbox when standard input closes."""
+
+
+_Inbox = queue.SimpleQueue[tuple[_Frontend | None, ToEngine | _Gone | _Orphaned]]
+
+
+class Worker:
+    """Connects one engine with its frontends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._inbox: _Inbox = queue.SimpleQueue()
+        self._frontends: list[_Frontend] = []
+        self._owners: dict[str, _Frontend] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._lock = threading.Lock()
+        self._greeting: list[FromEngine] = []
+        self._drain_until: float | None = None
+
+    def listen(self) -> None:
+        """Accept frontends and watch standard input, in the background."""
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
+
+    def tell_progress(self, phase: Phase) -> None:
+        """Send a start-up phase to every frontend, and to those that come later."""
+        with self._lock:
+            self._greeting = [
+                told for told in self._greeting if not (isinstance(told, Progress) and told.phase.name == phase.name)
+            ]
+        self._announce(Progress(phase))
+
+    def run(self, engine: Engine) -> None:
+        """Serve until told to stop."""
+        self._announce(Ready(engine.info))
+        while True:
+            try:
+                while True:
+                    frontend, message = self._inbox.get(block=not engine.has_work and self._drain_until is None)
+                    if not self._take(engine, frontend, message):
+                        return
+            except queue.Empty:
+                pass
+            if self._drain_until is not None and (not engine.has_work or time.monotonic() > self._drain_until):
+                self._abort_all(engine)
+                return
+            self._deliver(engine, engine.step())
+
+    def die(self, error: BaseException) -> None:
+        """Tell every frontend why the engine ends."""
+        self._announce(Died(type(error).__name__, str(error) or repr(error)))
+
+    def _take(self, engine: Engine, frontend: _Frontend | None, message: ToEngine | _Gone | _Orphaned) -> bool:
+        """Act on one message; False ends the loop."""
+        match message:
+            case Submit(request):
+                assert frontend is not None
+                try:
+                    if self._drain_until is not None:
+                        raise Draining("the server is shutting down and takes no new work")
+                    engine.submit(request)
+                except DrivetrainError as error:
+                    self._send(frontend, refusal(request.request_id, error))
+                else:
+                    self._owners[request.request_id] = frontend
+                    frontend.requests.add(request.request_id)
+            case Abort(request_id, index):
+                engine.abort(request_id, index)
+            case AskStats():
+                assert frontend is not None
+                self._send(frontend, Stats(engine.stats()))
+            case ResetPrefixCache():
+                engine.reset_prefix_cache()
+            case Shutdown(drain_s):
+                self._drain_until = time.monotonic() + drain_s
+            case _Gone():
+                assert frontend is not None
+                self._forget(engine, frontend)
+            case _Orphaned():
+                self._abort_all(engine)
+                return False
+        return True
+
+    def _deliver(self, engine: Engine, updates: list[Update]) -> None:
+        """One frame a frontend and step."""
+        parcels: dict[_Frontend, list[Update]] = {}
+        for update in updates:
+            frontend = self._owners.get(update.request_id)
+            if frontend is not None:
+                parcels.setdefault(frontend, []).append(update)
+                if update.finish_reason is not None and not engine.is_live(update.request_id):
+                    del self._owners[update.request_id]
+                    frontend.requests.discard(update.request_id)
+        for frontend, parcel in parcels.items():
+            self._send(frontend, Updates(parcel))
+
+    def _abort_all(self, engine: Engine) -> None:
+        for request_id in list(self._owners):
+            engine.abort(request_id, error="the server is shutting down")
+        while engine.has_work:
+            self._deliver(engine, engine.step())
+
+    def _forget(self, engine: Engine, frontend: _Frontend) -> None:
+        for request_id in frontend.requests:
+            self._owners.pop(request_id, None)
+            engine.abort(request_id)
+        with self._lock:
+            self._frontends.remove(frontend)
+        frontend.connection.close()
+
+    def _announce(self, message: FromEngine) -> None:
+        with self._lock:
+            self._greeting.append(message)
+            frontends = list(self._frontends)
+        for frontend in frontends:
+            self._send(frontend, message)
+
+    def _send(self, frontend: _Frontend, message: FromEngine) -> None:
+        try:
+            frontend.connection.sendall(frame(self._encoder, message))
+        except OSError:
+            # Its reader thread sees the same end and reports it through the inbox.
+            frontend.connection.close()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_SEND_TIMEOUT_S))
+            frontend = _Frontend(connection)
+            with self._lock:
+                self._frontends.append(frontend)
+                greeting = list(self._greeting)
+            for message in greeting:
+                self._send(frontend, message)
+            threading.Thread(target=self._read, args=(frontend,), name="frontend", daemon=True).start()
+
+    def _read(self, frontend: _Frontend) -> None:
+        decoder = msgspec.msgpack.Decoder(ToEngine)
+        try:
+            with frontend.connection.makefile("rb") as stream:
+                while header := stream.read(HEADER.size):
+                    (size,) = HEADER.unpack(header)
+                    if size > MAX_FRAME_BYTES:
+                        break
+                    self._inbox.put((frontend, decoder.decode(stream.read(size))))
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            print(f"engine: a frontend's connection broke: {error}", file=sys.stderr)
+        self._inbox.put((frontend, _Gone()))
+
+    def _watch_parent(self) -> None:
+        while os.read(0, 4096):
+            pass
+        self._inbox.put((None, _Orphaned()))
+        # While the engine loads nobody reads the inbox, and nobody is left to load for.
+        time.sleep(_SEND_TIMEOUT_S)
+        os._exit(1)
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+
+
+def main(path: str) -> int:
+    """Load the model, tell how that goes, and serve. Returns the exit status."""
+    from drivetrain.assembly import assemble
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides; a terminal's Ctrl-C reaches both
+    size = int.from_bytes(_read_exactly(4), "little")
+    config = msgspec.json.decode(_read_exactly(size), type=EngineConfig)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen()
+    worker = Worker(listener)
+    worker.listen()
+    try:
+        engine = assemble(config, progress=worker.tell_progress)
+        worker.run(engine)
+        engine.close()
+    except DrivetrainError as error:
+        worker.die(error)
+        return 1
+    except Exception as error:
+        worker.die(error)
+        raise
+    return 0
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            raise SystemExit("engine: standard input ended before the configuration")
+        data += part
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

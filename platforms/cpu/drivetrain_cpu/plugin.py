@@ -1,0 +1,21 @@
+"""The entry point of the embedded CPU backend. Imports nothing of the backend itself, so that listing stays cheap."""
+
+from __future__ import annotations
+
+from drivetrain_plugins.hooks import hookimpl
+from drivetrain_plugins.spec import BackendSpec
+
+
+@hookimpl
+def drivetrain_backends() -> list[BackendSpec]:
+    """List the CPU backend. Its priority is the lowest there is: any accelerator that is ready goes first."""
+    return [
+        BackendSpec(
+            name="cpu",
+            contract=(1, 1),
+            priority=0,
+            probe="drivetrain_cpu.probe:probe",
+            backend="drivetrain_cpu.backend:CpuBackend",
+            description="the processor of this machine, with PyTorch",
+        )
+    ]

@@ -1,0 +1,182 @@
+"""What this machine offers to the CPU backend: cores, memory, instruction sets, and PyTorch, which is not imported.
+
+In a container the limits of the control group count, not those of the host. `root` is the folder that /proc and /sys
+are read under.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from drivetrain_plugins.spec import DeviceInfo, ProbeResult
+
+ROOT = Path("/")
+
+INSTRUCTION_SETS: dict[str, frozenset[str]] = {
+    "avx2": frozenset({"avx2", "fma"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    "avx512_vnni": frozenset({"avx512_vnni"}),
+    "avx512_bf16": frozenset({"avx512_bf16"}),
+    "avx512_fp16": frozenset({"avx512_fp16"}),
+    "amx_int8": frozenset({"amx_tile", "amx_int8"}),
+    "amx_bf16": frozenset({"amx_tile", "amx_bf16"}),
+    "neon": frozenset({"asimd"}),
+    "bf16": frozenset({"bf16"}),
+    "i8mm": frozenset({"i8mm"}),
+    "sve": frozenset({"sve"}),
+}
+"""Name of an instruction set that matters to inference -> the processor flags that it takes, as Linux spells them."""
+
+MACOS_FLAGS = {
+    "advsimd": "asimd",
+    "neon": "asimd",
+    "feat_bf16": "bf16",
+    "feat_i8mm": "i8mm",
+    "avx2_0": "avx2",
+}
+"""Flags that `sysctl hw.optional` spells differently."""
+
+
+def probe() -> ProbeResult:
+    """Say whether the CPU backend can serve here. Takes milliseconds and imports no torch."""
+    device = DeviceInfo(
+        index=0,
+        name=processor_name(),
+        architecture=platform.machine(),
+        memory_bytes=total_memory_bytes(),
+        free_memory_bytes=available_memory_bytes(),
+        details={"cores": usable_cores(), "instruction_sets": instruction_sets()},
+    )
+    if importlib.util.find_spec("torch") is None:
+        return ProbeResult(
+            ready=False, reason="PyTorch is not installed", next_step="pip install torch", devices=(device,)
+        )
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch_version = "unknown"  # a build on the path without metadata works all the same
+    return ProbeResult(ready=True, devices=(device,), details={"torch": torch_version})
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Logical cores that this process may use: its affinity, cut down to the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for folder in _cgroup_folders(root, "cpu"):
+        quota, period = _cpu_quota(folder)
+        if quota > 0 and period > 0:
+            cores = min(cores, max(1, quota // period))
+    return cores
+
+
+def total_memory_bytes(root: Path = ROOT) -> int:
+    """Memory of the machine or, if less, of the control group."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if root == ROOT else _meminfo(root)["MemTotal"]
+    return min([total, *(limit for limit, _ in _memory_limits(root))])
+
+
+def available_memory_bytes(root: Path = ROOT) -> int:
+    """Memory that can still be taken without swapping or passing a limit; file cache counts as free."""
+    if sys.platform == "darwin" and root == ROOT:
+        return free_memory_of_vm_stat(_output_of("vm_stat"))
+    room = [limit - used for limit, used in _memory_limits(root)]
+    return max(0, min([_meminfo(root)["MemAvailable"], *room]))
+
+
+def instruction_sets(root: Path = ROOT) -> tuple[str, ...]:
+    """Those names of `INSTRUCTION_SETS` that the processor has all flags of."""
+    if sys.platform == "darwin" and root == ROOT:
+        flags = flags_of_sysctl(_output_of("sysctl", "hw.optional"))
+    else:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(root), re.MULTILINE)
+        flags = frozenset(found.group(1).split()) if found else frozenset[str]()
+    return tuple(name for name, needed in INSTRUCTION_SETS.items() if needed <= flags)
+
+
+def processor_name(root: Path = ROOT) -> str:
+    """The processor's product name, or its architecture where the system does not tell."""
+    if sys.platform == "darwin" and root == ROOT:
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(root), re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def free_memory_of_vm_stat(text: str) -> int:
+    """Free, inactive, speculative and purgeable pages in the output of macOS's `vm_stat`, in bytes."""
+    page_size = re.search(r"page size of (\d+) bytes", text)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text, re.MULTILINE)
+    return int(page_size.group(1)) * sum(map(int, pages)) if page_size else 0
+
+
+def flags_of_sysctl(text: str) -> frozenset[str]:
+    """Processor flags in the output of macOS's `sysctl hw.optional`, as Linux spells them."""
+    names: list[str] = re.findall(r"^hw\.optional\.(?:\w+\.)*(\w+): 1$", text, re.MULTILINE)
+    return frozenset(MACOS_FLAGS.get(name.lower(), name.lower()) for name in names)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control group and its ancestors, of either version of the file system."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        folder = mount / path.strip("/")
+        yield folder
+        while folder != mount:
+            folder = folder.parent
+            yield folder
+
+
+def _cpu_quota(folder: Path) -> tuple[int, int]:
+    """Quota and period in microseconds; a quota of -1 is none."""
+    words = _text(folder / "cpu.max").split()
+    if len(words) == 2 and words[0] != "max":
+        return int(words[0]), int(words[1])
+    return _number(folder / "cpu.cfs_quota_us", -1), _number(folder / "cpu.cfs_period_us", 0)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use in bytes of each control group that has a limit; cache that can be dropped is not use."""
+    for folder in _cgroup_folders(root, "memory"):
+        for limit_file, use_file, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit = _number(folder / limit_file, -1)
+            if limit < 0:
+                continue
+            dropped = re.search(rf"^{cache} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            yield limit, _number(folder / use_file, 0) - (int(dropped.group(1)) if dropped else 0)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    rows = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    return {name: int(kibibytes) * 1024 for name, kibibytes in rows}
+
+
+def _cpuinfo(root: Path) -> str:
+    return _text(root / "proc/cpuinfo")
+
+
+def _number(path: Path, absent: int) -> int:
+    text = _text(path).strip()
+    return int(text) if text.lstrip("-").isdigit() else absent
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=5).stdout

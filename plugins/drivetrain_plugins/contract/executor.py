@@ -1,0 +1,85 @@
+"""What runs steps. Core's own drives a backend's ops; a vendor whose device runs no torch modules brings another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from drivetrain_plugins.contract.batch import StepBatch, Ticket
+from drivetrain_plugins.contract.capabilities import Dtype, KVDtype
+from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.shapes import ShapePolicy
+
+Progress = Callable[[str, float, float, str], None]
+"""(phase, done, total, unit): called while loading, so that people see what goes on."""
+
+
+class Weights(ABC):
+    """A checkpoint under the canonical names of `contract.model`."""
+
+    @abstractmethod
+    def load(self, name: str) -> torch.Tensor:
+        """The whole weight on the host, in the checkpoint's type.
+
+        Raises:
+            DrivetrainError: missing, corrupt, or of the wrong shape; names file, tensor and shapes.
+        """
+
+    @property
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Bytes that loading everything reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorLimits:
+    """Sizes that an executor is built for.
+
+    Attributes:
+        max_num_rows: requests that run at once; the number of slots.
+        max_step_tokens: tokens of one step.
+        max_model_len: longest sequence, answer included.
+        page_size: tokens a page.
+    """
+
+    dtype: Dtype
+    kv_dtype: KVDtype
+    max_num_rows: int
+    max_step_tokens: int
+    max_model_len: int
+    page_size: int
+    memory: MemoryLimits
+
+    @property
+    def max_pages(self) -> int:
+        """Columns of the page table."""
+        return -(-self.max_model_len // self.page_size)
+
+
+class Executor(ABC):
+    """Runs the steps of one model on one rank."""
+
+    @property
+    @abstractmethod
+    def shape_policy(self) -> ShapePolicy:
+        """How the steps that it is given must be shaped."""
+
+    @abstractmethod
+    def load(self, spec: DecoderSpec, weights: Weights, limits: ExecutorLimits, progress: Progress) -> MemoryPlan:
+        """Load weights, warm up, and say how many pages there are. Called once, first.
+
+        Raises:
+            OutOfMemory: the model or the fewest pages do not fit.
+        """
+
+    @abstractmethod
+    def execute(self, batch: StepBatch) -> Ticket:
+        """Start a step. Steps run in the order of the calls; at most two are under way at once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the device."""

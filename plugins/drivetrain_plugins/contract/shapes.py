@@ -1,0 +1,85 @@
+"""Which step shapes a device wants, as data. Core pads every step by it; no backend needs a runner of its own."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """The padded size of a step.
+
+    Attributes:
+        rows: sequences.
+        tokens: tokens of all rows together.
+        pages: upper bound of pages that any row reads.
+        decode_only: every row has exactly one token. Equal numbers of rows and tokens do not say so: both are padded.
+        captured: whether this shape is replayed from a captured graph.
+    """
+
+    rows: int
+    tokens: int
+    pages: int
+    decode_only: bool = False
+    captured: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapePolicy:
+    """How core batches and pads.
+
+    Attributes:
+        mixed_steps: whether prefill and decode rows may share a step.
+        max_prefills_per_step: None is no limit.
+        padding_side: where a padded prompt is filled up, for devices with dense prompts.
+        row_buckets: ascending numbers of rows that a decode step is padded to; empty pads nothing.
+        token_buckets: ascending numbers of tokens that a step with prefill is padded to; empty pads nothing.
+        page_buckets: ascending numbers of pages a row; empty pads nothing.
+        max_captured_rows: decode steps up to so many rows are captured; 0 captures none.
+        max_captured_tokens: steps with prefill up to so many tokens are captured; 0 captures none.
+        sealed: a shape outside the buckets is refused instead of run.
+    """
+
+    mixed_steps: bool = True
+    max_prefills_per_step: int | None = None
+    padding_side: Literal["right", "left"] = "right"
+    row_buckets: tuple[int, ...] = ()
+    token_buckets: tuple[int, ...] = ()
+    page_buckets: tuple[int, ...] = ()
+    max_captured_rows: int = 0
+    max_captured_tokens: int = 0
+    sealed: bool = False
+
+    def pad(self, *, rows: int, tokens: int, pages: int, decode_only: bool) -> StepShape:
+        """The shape that a step of this size is padded to.
+
+        Args:
+            rows: sequences in the step, at least 1.
+            tokens: tokens in the step.
+            pages: pages that the longest row reads.
+            decode_only: every row has exactly one token.
+
+        Raises:
+            ValueError: the policy is sealed and no bucket is large enough.
+        """
+        padded_rows = self._bucket("rows", self.row_buckets, rows)
+        if decode_only:
+            padded_tokens = padded_rows
+            captured = 0 < padded_rows <= self.max_captured_rows
+        else:
+            padded_tokens = self._bucket("tokens", self.token_buckets, tokens)
+            captured = 0 < padded_tokens <= self.max_captured_tokens
+        padded_pages = self._bucket("pages", self.page_buckets, pages)
+        return StepShape(
+            rows=padded_rows, tokens=padded_tokens, pages=padded_pages, decode_only=decode_only, captured=captured
+        )
+
+    def _bucket(self, what: str, buckets: tuple[int, ...], size: int) -> int:
+        index = bisect_left(buckets, size)
+        if index < len(buckets):
+            return buckets[index]
+        if self.sealed and buckets:
+            raise ValueError(f"a step of {size} {what} exceeds the largest bucket {buckets[-1]} of a sealed policy")
+        return size

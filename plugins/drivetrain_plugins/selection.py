@@ -1,0 +1,93 @@
+"""Choose the backend: the one asked for, else the ready one of highest priority. Never another one silently."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from drivetrain_plugins.discovery import blocked_by_environment, discover
+from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
+from drivetrain_plugins.probing import probe_backends
+from drivetrain_plugins.status import BackendState, Status
+from drivetrain_plugins.suggestion import did_you_mean
+from drivetrain_plugins.survey import Survey, survey_of
+
+AUTO = "auto"
+NOTHING_INSTALLED = "No backend is installed. Install drivetrain again: its CPU backend comes with it."
+
+
+def choose_backend(requested: str = AUTO, *, blocked: Collection[str] = ()) -> BackendState:
+    """Discover, probe and select. Probes only the one asked for, so that no other vendor's slow probe delays a start.
+
+    Args:
+        requested: a backend's name, or "auto".
+        blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
+
+    Raises:
+        BackendNotReady, NoBackendReady, BackendTie: as `select_backend`.
+    """
+    discovery = discover(blocked=frozenset(blocked) | blocked_by_environment())
+    asked_for = [backend for backend in discovery.found if backend.spec.name == requested]
+    for state in probe_backends(asked_for):
+        if state.status is Status.READY:
+            return state
+    return select_backend(survey_of(discovery), requested)
+
+
+def select_backend(surveyed: Survey, requested: str = AUTO) -> BackendState:
+    """Give the state of the backend to use; its `spec` is never None.
+
+    Args:
+        surveyed: where every backend stands.
+        requested: a backend's name, or "auto".
+
+    Raises:
+        BackendNotReady: the one asked for is unknown or cannot serve here; says why and what is ready.
+        NoBackendReady: none was asked for and none is ready; gives the reason of each.
+        BackendTie: none was asked for and several ready ones share the highest priority.
+    """
+    return _highest(surveyed) if requested == AUTO else _requested(surveyed, requested)
+
+
+def _requested(surveyed: Survey, name: str) -> BackendState:
+    candidates = [state for state in surveyed.states if state.name == name]
+    for state in candidates:
+        if state.status is Status.READY:
+            return state
+    if not candidates:
+        names = {state.name for state in surveyed.states}
+        suggestion = did_you_mean(name, names) or "."
+        raise BackendNotReady(
+            f"There is no backend {name!r}{suggestion}"
+            f" Known here: {', '.join(sorted(names)) or 'none'}.{_ready(surveyed)}"
+        )
+    reasons = " ".join(f"{_sentence(state)}{_next_step(state)}" for state in candidates)
+    raise BackendNotReady(f"The backend {name!r} was asked for and cannot serve here. {reasons}{_ready(surveyed)}")
+
+
+def _highest(surveyed: Survey) -> BackendState:
+    if not surveyed.ready:
+        lines = "".join(f"\n  {state.summary()}.{_next_step(state)}" for state in surveyed.states)
+        raise NoBackendReady(f"No backend can serve here.{lines}" if lines else NOTHING_INSTALLED)
+    highest = max(state.priority or 0 for state in surveyed.ready)
+    first, *others = [state for state in surveyed.ready if (state.priority or 0) == highest]
+    if others:
+        names = " and ".join(f"{state.name!r} ({state.origin})" for state in (first, *others))
+        raise BackendTie(
+            f"{names} are ready and share the highest priority, {highest}. Choose one: "
+            f'backend = "{first.name}" in drivetrain.toml, or --backend {first.name}.'
+        )
+    return first
+
+
+def _sentence(state: BackendState) -> str:
+    source = f" [{state.origin}]" if state.origin else ""
+    return f"It is {state.status}{source}: {state.reason}."
+
+
+def _next_step(state: BackendState) -> str:
+    return f" Next: {state.next_step}." if state.next_step else ""
+
+
+def _ready(surveyed: Survey) -> str:
+    names = ", ".join(state.name for state in surveyed.ready)
+    return f" Ready: {names}." if names else " No backend is ready."

@@ -1,0 +1,119 @@
+"""What an answer is made of, whichever route it goes out by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+
+from drivetrain.completion_text import TextDelta
+from drivetrain.messages import FinishReasonName, TokenLogprob
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One finished completion, gathered from its deltas."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    starts: list[int] = field(default_factory=list[int])
+    finish_reason: FinishReasonName | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        """Take one more delta in."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or ()
+        self.starts += delta.token_starts or ()
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability a token, by which `best_of` chooses; an empty answer comes last."""
+        if not self.logprobs:
+            return float("-inf")
+        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs)
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptRun:
+    """One prompt of a request while it is answered.
+
+    Attributes:
+        text: the prompt as it is echoed; empty where it is not.
+        logprobs: of the prompt's tokens, once they came.
+        awaits_logprobs: they were asked for, so no choice of this prompt is begun without them.
+    """
+
+    token_ids: list[int]
+    text: str = ""
+    awaits_logprobs: bool = False
+    logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
+    num_generated: int = 0
+
+
+def usage_of(prompts: Sequence[PromptRun]) -> dict[str, object]:
+    """`usage` of an answer; what was generated for `best_of` and not returned counts too."""
+    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    completion_tokens = sum(prompt.num_generated for prompt in prompts)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(prompt.num_cached_tokens for prompt in prompts)},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """The fields that every event and body of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+    def fields(self, kind: str) -> dict[str, object]:
+        """The fields, for an object of this kind."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def event_head(self, kind: str) -> bytes:
+        """An event up to the beginning of its `choices`."""
+        return b"data: " + orjson.dumps(self.fields(kind))[:-1] + b',"choices":['
+
+    def usage_event(self, kind: str, usage: dict[str, object]) -> bytes:
+        """The last event of a stream that tells its usage."""
+        return self.event_head(kind) + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+
+class AnswerShape(Protocol):
+    """How answers of one route look."""
+
+    def opening(self, choice: int, prompt: PromptRun, usage: bytes) -> bytes:
+        """Events before the first token of a choice."""
+        ...
+
+    def chunk(self, choice: int, delta: TextDelta, usage: bytes) -> bytes:
+        """Events of new text; empty where there is nothing to say yet. `usage` is spliced in as it is."""
+        ...
+
+    def usage(self, usage: dict[str, object]) -> bytes:
+        """The event that tells the usage."""
+        ...
+
+    def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:
+        """The body of an answer that is not streamed; `answers` by prompt."""
+        ...

@@ -1,0 +1,1 @@
+"""Load tests of OpenAI-style servers over HTTP."""

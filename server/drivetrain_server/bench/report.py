@@ -1,0 +1,83 @@
+"""Figures of a load test: throughput and percentiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from drivetrain_server.bench.traffic import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """Milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What a load test measured. Throughput counts successful requests over the whole run, first send to last answer.
+
+    Attributes:
+        cached_tokens: prompt tokens that the server took from its prefix cache; not computed, so not comparable.
+        problems: message to how many requests failed with it.
+        ttft_ms: time to first token; itl_ms: gaps between events with tokens; tpot_ms: mean time per further token of
+            each request; latency_ms: whole requests. None where nothing was measured.
+    """
+
+    succeeded: int
+    failed: int
+    duration_s: float
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    ttft_ms: Distribution | None
+    itl_ms: Distribution | None
+    tpot_ms: Distribution | None
+    latency_ms: Distribution | None
+    problems: dict[str, int]
+
+
+def summarize(samples: Sequence[Sample]) -> LoadReport:
+    """The report of all samples of one run; at least one."""
+    good = [sample for sample in samples if sample.problem is None]
+    duration_s = max(sample.done_s for sample in samples) - min(sample.sent_s for sample in samples)
+    inputs = sum(sample.input_tokens for sample in good)
+    outputs = sum(sample.output_tokens for sample in good)
+    return LoadReport(
+        succeeded=len(good),
+        failed=len(samples) - len(good),
+        duration_s=duration_s,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        cached_tokens=sum(sample.cached_tokens for sample in good),
+        requests_per_s=len(good) / duration_s,
+        output_tokens_per_s=outputs / duration_s,
+        total_tokens_per_s=(inputs + outputs) / duration_s,
+        ttft_ms=distribution([sample.ttft_s for sample in good]),
+        itl_ms=distribution([gap for sample in good for gap in sample.itl_s]),
+        tpot_ms=distribution([tpot for sample in good if (tpot := sample.tpot_s) is not None]),
+        latency_ms=distribution([sample.done_s - sample.sent_s for sample in good]),
+        problems=dict(Counter(sample.problem for sample in samples if sample.problem is not None)),
+    )
+
+
+def distribution(seconds: Sequence[float]) -> Distribution | None:
+    """Mean and percentiles (nearest rank) of some durations in seconds, as milliseconds; None of nothing."""
+    if not seconds:
+        return None
+    ordered = sorted(second * 1000 for second in seconds)
+
+    def rank(percent: int) -> float:
+        return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+    return Distribution(mean=sum(ordered) / len(ordered), p50=rank(50), p90=rank(90), p99=rank(99), max=ordered[-1])

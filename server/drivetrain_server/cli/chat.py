@@ -1,0 +1,118 @@
+"""`drivetrain chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drivetrain.config import Config, EngineConfig
+from drivetrain_server.cli.config_flags import configured
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from drivetrain_server.cli.conversation import Conversation, Talker
+
+
+@configured(EngineConfig)
+def chat(
+    config: Config,
+    url: Annotated[str | None, typer.Option(help="Talk to a running server instead of loading a model here.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key for the server at --url.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; else the model's own default.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
+) -> None:
+    """Talk to a model. `/help` lists the commands inside; Ctrl-C stops an answer, Ctrl-D leaves."""
+    import asyncio
+
+    from drivetrain_server.cli.conversation import Conversation
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        opening = remote_talker(config, url, api_key, given) if url else local_talker(config, given)
+        try:
+            talk(runner, runner.run(stack.enter_async_context(opening)), Conversation(system=system))
+        finally:
+            runner.run(stack.aclose())
+
+
+@asynccontextmanager
+async def remote_talker(
+    config: Config, url: str, api_key: str | None, given: Mapping[str, float]
+) -> AsyncGenerator[Talker, None]:
+    """The model named in the configuration, else the first that the server lists."""
+    from drivetrain_server.cli.remote_talker import RemoteTalker
+    from drivetrain_server.http_client import Endpoint, served_model
+
+    endpoint = Endpoint(url=url, api_key=api_key)
+    model = config.engine.model or await served_model(endpoint)
+    typer.echo(f"{model} at {url}", err=True)
+    yield RemoteTalker(endpoint=endpoint, model=model, sampling=dict(given))
+
+
+@asynccontextmanager
+async def local_talker(config: Config, given: Mapping[str, float]) -> AsyncGenerator[Talker, None]:
+    """An engine of this command's own."""
+    from drivetrain_server.cli.engine import open_frontend, sampling_params
+    from drivetrain_server.cli.local_talker import LocalTalker
+    from drivetrain_server.cli.models import with_model
+
+    config = with_model(config)
+    async with open_frontend(config) as frontend:
+        yield LocalTalker(frontend=frontend, params=sampling_params(config, frontend, given))
+
+
+def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> None:
+    """Read messages and stream answers until the input ends or `/exit`."""
+    from drivetrain_server.cli.conversation import read_message
+
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  (line editing and history for `input`)
+
+        typer.echo("/help lists the commands; Ctrl-D leaves", err=True)
+    while True:
+        try:
+            line = read_message(lambda prompt: input(prompt if interactive else ""))
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            typer.echo("\n/exit or Ctrl-D leaves", err=True)
+            continue
+        if line == "/exit":
+            return
+        if not line:
+            continue
+        if (said := conversation.command(line)) is not None:
+            typer.echo(said, err=True)
+            continue
+        if line != "/retry":
+            conversation.say(line)
+        elif not conversation.take_back_answer():
+            typer.echo("nothing to retry yet", err=True)
+            continue
+        stream_answer(runner, talker, conversation)
+
+
+def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> None:
+    """Stream one answer; Ctrl-C stops it and what came so far stays in the conversation."""
+    from drivetrain.errors import RequestError, RequestFailed
+    from drivetrain_server.cli.entry import error_block
+    from drivetrain_server.http_client import HttpError
+
+    try:
+        runner.run(conversation.ask(talker, lambda text: typer.echo(text, nl=False)))
+    except KeyboardInterrupt:
+        typer.echo("(stopped)", err=True)
+    except (RequestError, RequestFailed, HttpError) as error:
+        typer.echo(error_block(error), err=True)

@@ -1,0 +1,116 @@
+"""A conversation in the terminal: what was said, the commands, and the answers as they stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Message = dict[str, str]
+
+HELP = """\
+/reset          forget the conversation
+/system TEXT    set the system message and forget the conversation; without TEXT remove it
+/retry          answer the last message again
+/stats          speed of the last answer
+/help           this list
+/exit           leave (also Ctrl-D)
+\"\"\"             begins and ends a message of several lines
+Ctrl-C stops an answer."""
+
+FENCE = '"""'
+
+
+class Talker(Protocol):
+    """Whoever answers."""
+
+    def answer(self, messages: list[Message]) -> AsyncGenerator[str, None]:
+        """Stream the answer's text; closing it early stops the work."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """The messages so far, and the speed of the last answer."""
+
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list[Message])
+    stats: str = "no answer yet"
+
+    def messages(self) -> list[Message]:
+        """What the model is asked to continue."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return first + self.turns
+
+    def command(self, line: str) -> str | None:
+        """Carry out a `/command` that needs no answer; returns what to say, or None where the line is none of these."""
+        name, _, argument = line.partition(" ")
+        match name:
+            case "/reset":
+                self.turns.clear()
+                return "forgotten"
+            case "/system":
+                self.turns.clear()
+                self.system = argument.strip() or None
+                return "system message set, conversation forgotten" if self.system else "no system message any more"
+            case "/stats":
+                return self.stats
+            case "/help":
+                return HELP
+            case _ if name.startswith("/") and name not in ("/retry", "/exit"):
+                return f"unknown command {name}; /help lists them"
+            case _:
+                return None
+
+    async def ask(self, talker: Talker, write: Callable[[str], None]) -> None:
+        """Stream the answer to the last message through `write` and keep it, also where it was stopped half-way."""
+        began = time.perf_counter()
+        first: float | None = None
+        pieces: list[str] = []
+        try:
+            async with aclosing(talker.answer(self.messages())) as answer:
+                async for piece in answer:
+                    first = first or time.perf_counter()
+                    pieces.append(piece)
+                    write(piece)
+        finally:
+            write("\n")
+            if pieces:
+                self.turns.append({"role": "assistant", "content": "".join(pieces)})
+                self.stats = _speed(began, first or began, len(pieces))
+
+    def say(self, text: str) -> None:
+        """Add a message of the user. One that was never answered is replaced."""
+        if self.turns and self.turns[-1]["role"] == "user":
+            self.turns.pop()
+        self.turns.append({"role": "user", "content": text})
+
+    def take_back_answer(self) -> bool:
+        """Remove the last answer, so that it can be asked for again. False where there is nothing to retry."""
+        if self.turns and self.turns[-1]["role"] == "assistant":
+            self.turns.pop()
+        return bool(self.turns)
+
+
+def read_message(read_line: Callable[[str], str]) -> str:
+    """One message of the user: a line, or all lines between two lines of three quotes.
+
+    Raises:
+        EOFError: the input ended.
+    """
+    line = read_line(">>> ")
+    if not line.startswith(FENCE):
+        return line.strip()
+    lines = [line.removeprefix(FENCE)]
+    while not lines[-1].rstrip().endswith(FENCE):
+        lines.append(read_line("... "))
+    lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
+    return "\n".join(lines).strip()
+
+
+def _speed(began: float, first: float, pieces: int) -> str:
+    now = time.perf_counter()
+    words = f"first token after {(first - began) * 1000:,.0f} ms, {pieces} pieces in {now - began:,.1f} s"
+    return words if pieces < 2 or now == first else f"{words}, {(pieces - 1) / (now - first):,.1f} pieces/s"

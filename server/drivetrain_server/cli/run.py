@@ -1,0 +1,94 @@
+"""`drivetrain run`: answers without a server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drivetrain.config import Config, EngineConfig
+from drivetrain.errors import ConfigError
+from drivetrain_server.cli.config_flags import configured
+
+if TYPE_CHECKING:
+    from drivetrain_server.cli.offline import Answer
+    from drivetrain_server.cli.prompts import Prompt
+
+
+@configured(EngineConfig, model_argument=False)
+def run(
+    config: Config,
+    prompt: Annotated[str | None, typer.Argument(help="What to answer; `-` reads it from standard input.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts, one a line; .jsonl lines hold `prompt` or `messages`.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write answers there as JSON lines.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; else the model's own default.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an answer.")] = False,
+) -> None:
+    """Answer one prompt, or a file of them, without a server."""
+    import asyncio
+
+    from drivetrain_server.cli.models import with_model
+    from drivetrain_server.cli.prompts import Prompt, read_prompts
+
+    if (prompt is None) == (file is None):
+        raise ConfigError('PROMPT: give either a prompt (drivetrain run "Hello" --model NAME) or --file')
+    text = sys.stdin.read() if prompt == "-" else prompt
+    prompts = [Prompt(text=text)] if text is not None else read_prompts(file or Path())
+    if raw and any(entry.messages is not None for entry in prompts):
+        raise ConfigError(f"--raw: {file} holds messages, which need the chat template; leave --raw out")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--output: the folder {output.parent} does not exist")
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    stream = text is not None and output is None and not as_json
+    answers = asyncio.run(_answer(with_model(config), prompts, given, raw=raw, stream=stream))
+    if stream:
+        return
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in answers]
+    if output is not None:
+        output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        typer.echo(f"wrote {len(lines)} answers to {output}", err=True)
+        return
+    for answer, line in zip(answers, lines, strict=True):
+        typer.echo(line if as_json else answer.text)
+
+
+async def _answer(
+    config: Config, prompts: Sequence[Prompt], given: Mapping[str, float], *, raw: bool, stream: bool
+) -> list[Answer]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from drivetrain_server.cli.engine import open_frontend, sampling_params
+    from drivetrain_server.cli.offline import answer_all
+
+    at_once = config.engine.max_num_seqs + config.engine.max_waiting // 2
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    async with open_frontend(config) as frontend:
+        params = sampling_params(config, frontend, given)
+        if stream:
+            answers = await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_text=_echo)
+            typer.echo()
+            return answers
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("answers", total=len(prompts))
+
+            def tick(_: Answer) -> None:
+                progress.advance(bar)
+
+            return await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_done=tick)
+
+
+def _echo(_: Answer, piece: str) -> None:
+    typer.echo(piece, nl=False)

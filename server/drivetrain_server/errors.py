@@ -1,0 +1,131 @@
+"""From every error of the engine to a status and an error body in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import orjson
+
+from drivetrain import errors as core
+from drivetrain.errors import DrivetrainError
+
+MAX_RETRY_AFTER_S = 120
+
+
+class HttpError(Exception):
+    """An answer that is an error.
+
+    Args:
+        type: OpenAI's class of error, such as `invalid_request_error`.
+        param: the field at fault, as the client spells it.
+        code: a word that programs can test.
+        retry_after_s: seconds until another try makes sense; sent as `Retry-After`, 1 to 120.
+        close: end the connection after this answer, because the rest of the request was not read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.extra_headers = headers
+        self.close = close
+
+    def body(self) -> bytes:
+        """The JSON of the answer, or of an error event."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers beside the content's."""
+        headers = list(self.extra_headers)
+        if self.retry_after_s is not None:
+            seconds = min(max(math.ceil(self.retry_after_s), 1), MAX_RETRY_AFTER_S)
+            headers.append((b"retry-after", b"%d" % seconds))
+        if self.close:
+            headers.append((b"connection", b"close"))
+        return headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorKind:
+    """How a class of errors looks over HTTP."""
+
+    status: int
+    type: str
+    code: str | None
+    retry_after_s: float | None = None
+
+
+def _bad(code: str | None, status: int = 400) -> ErrorKind:
+    return ErrorKind(status=status, type="invalid_request_error", code=code)
+
+
+def _down(code: str, retry_after_s: float | None = None) -> ErrorKind:
+    return ErrorKind(status=503, type="service_unavailable", code=code, retry_after_s=retry_after_s)
+
+
+KINDS: dict[type[DrivetrainError], ErrorKind] = {
+    DrivetrainError: _down("engine_error"),
+    core.BackendError: _down("backend_error"),
+    core.BackendNotReady: _down("backend_not_ready"),
+    core.NoBackendReady: _down("no_backend_ready"),
+    core.BackendTie: _down("backend_tie"),
+    core.Unsupported: _bad("unsupported"),
+    core.OutOfMemory: _down("out_of_memory", 5),
+    core.DeviceLost: _down("device_lost", 10),
+    core.CommunicatorError: _down("communicator_error", 10),
+    core.ConfigError: _down("misconfigured"),
+    core.ModelError: _down("model_error"),
+    core.ModelNotFound: _down("model_missing"),
+    core.UnsupportedModel: _down("unsupported_model"),
+    core.WeightError: _down("weight_error"),
+    core.TokenizerError: _down("tokenizer_error"),
+    core.RequestError: _bad("invalid_value"),
+    core.PromptTooLong: _bad("context_length_exceeded"),
+    core.UnknownModel: _bad("model_not_found", 404),
+    core.TemplateError: _bad("chat_template"),
+    core.Overloaded: ErrorKind(status=503, type="overloaded_error", code="overloaded"),
+    core.EngineError: _down("engine_error", 5),
+    core.EngineDead: _down("engine_dead", 10),
+    core.Draining: _down("draining", 10),
+    core.RequestFailed: _down("request_failed", 1),
+}
+"""One entry for every class of the error tree; a test compares it with the tree."""
+
+
+def http_error(error: DrivetrainError) -> HttpError:
+    """The answer to an error that the engine raised.
+
+    A class that a plugin derives from one of ours is answered like its nearest ancestor.
+    """
+    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+    retry_after_s = error.retry_after_s if isinstance(error, core.Overloaded) else kind.retry_after_s
+    param = error.param if isinstance(error, core.RequestError) else None
+    message = str(error) or type(error).__name__
+    return HttpError(kind.status, message, type=kind.type, param=param, code=kind.code, retry_after_s=retry_after_s)
+
+
+def internal_error(request_id: str) -> HttpError:
+    """The answer to a mistake of ours. What went wrong is in the log, under the request id."""
+    return HttpError(
+        500,
+        f"an internal error; the log of the server says more under request id {request_id}",
+        type="internal_error",
+        code="internal_error",
+    )

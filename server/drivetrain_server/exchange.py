@@ -1,0 +1,146 @@
+"""One HTTP request and its answer, as raw ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from time import perf_counter
+from typing import cast
+
+from starlette.types import Receive, Scope, Send
+
+from drivetrain_server.errors import HttpError
+from drivetrain_server.keys import Tenant
+
+Headers = list[tuple[bytes, bytes]]
+JSON_TYPE = (b"content-type", b"application/json")
+EVENTS_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
+ABORT_EXTENSION = "drivetrain.abort"
+"""ASGI extension of our HTTP protocol: a callable that drops the connection at once."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+class SlowReader(Exception):
+    """The client stopped reading its stream for longer than the limit."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        tenant: whose key came with it; set by the guard.
+        status: status of the answer, None until it starts.
+        complete: the whole answer was handed to the connection.
+        sending_since: when a write began that the connection has not taken yet.
+        last_sent: when the last byte was handed over, or the request arrived.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.request_id = scope["request_id"] = request_id
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.tenant = Tenant(name="", salt="")
+        self.extra_headers: Headers = [(b"x-request-id", request_id.encode())]
+        self.status: int | None = None
+        self.complete = False
+        self.events = False
+        self.arrived = perf_counter()
+        self.last_sent = self.arrived
+        self.sending_since: float | None = None
+        self._send = send
+        self._headers: dict[bytes, bytes] | None = None
+        self._interruption: Exception | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """A request header by its lower-case name; the last one counts."""
+        if self._headers is None:
+            self._headers = dict(cast("Iterable[tuple[bytes, bytes]]", self.scope["headers"]))
+        return self._headers.get(name)
+
+    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Send status line and headers."""
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.extra_headers]})
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        """Send a part of the body; waits while the connection's buffer is full."""
+        self.complete = not more
+        self.sending_since = perf_counter()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self.last_sent = perf_counter()
+        self.sending_since = None
+
+    async def event(self, events: bytes, *, more: bool = True) -> None:
+        """Send rendered server-sent events; the first one starts the answer."""
+        if self.status is None:
+            self.events = True
+            await self.start(200, [EVENTS_TYPE, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+        await self.write(events, more=more)
+
+    async def answer(self, body: bytes, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Send a whole JSON answer."""
+        await self.start(status, [JSON_TYPE, (b"content-length", b"%d" % len(body)), *headers])
+        await self.write(body, more=False)
+
+    async def fail(self, error: HttpError) -> None:
+        """Answer with an error: as a body, or as an event where the stream has begun."""
+        if self.complete:
+            return
+        if self.status is None:
+            await self.answer(error.body(), status=error.status, headers=error.headers())
+        elif self.events:
+            await self.write(b"data: " + error.body() + b"\n\n", more=False)
+        else:
+            await self.abort()
+
+    async def abort(self) -> None:
+        """Drop the connection with what is still unsent."""
+        drop = cast("dict[str, object]", self.scope.get("extensions") or {}).get(ABORT_EXTENSION)
+        if drop is None:
+            return
+        cast("Callable[[], None]", drop)()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while (await self.receive())["type"] != "http.disconnect":
+                    pass
+
+    def interrupt(self, reason: Exception) -> None:
+        """End the work on this request from outside: `attended` raises `reason` where the work stands."""
+        if self._task is not None and self._interruption is None and not self.complete:
+            self._interruption = reason
+            self._task.cancel()
+
+    @asynccontextmanager
+    async def attended(self) -> AsyncGenerator[None, None]:
+        """While inside, the connection is watched: the work is cancelled as soon as the client goes away.
+
+        Enter it once the body has been read, because it takes over `receive`.
+
+        Raises:
+            ClientGone: the client went away.
+            Exception: whatever `interrupt` was given.
+        """
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(self._watch(), name=f"watch-{self.request_id}")
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._interruption is None or task.uncancel() > 0:
+                raise
+            raise self._interruption from None
+        finally:
+            self._task = None
+            watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.interrupt(ClientGone())

@@ -1,0 +1,167 @@
+"""All prompts of one HTTP request while the engine answers them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from time import perf_counter
+
+import msgspec
+import orjson
+
+from drivetrain.completion_text import TextDelta
+from drivetrain.frontend import Frontend
+from drivetrain.messages import GenerateRequest
+from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
+from drivetrain_server.exchange import Exchange
+from drivetrain_server.telemetry import Telemetry
+
+MAX_CONCURRENT_PROMPTS = 256
+"""Prompts of one request that are with the engine at a time; the others of a long list follow as these finish."""
+
+Batch = list[tuple[int, TextDelta]]
+"""What is new: (choice, delta) pairs."""
+
+
+class Generation:
+    """A request's prompts, its answers as they grow, and its usage.
+
+    Args:
+        requests: one a prompt, all with the same `params`.
+        prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
+        empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
+    """
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        requests: Sequence[GenerateRequest],
+        prompts: Sequence[PromptRun],
+        *,
+        telemetry: Telemetry,
+        arrived: float,
+        empty: bool = False,
+    ) -> None:
+        self.prompts = prompts
+        self.num_answers = requests[0].params.n
+        self._frontend = frontend
+        self._requests = requests
+        self._telemetry = telemetry
+        self._empty = empty
+        self._started = False
+        self._last_token = [arrived] * (len(requests) * self.num_answers)
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """Deltas of all choices as they come. Closing it aborts what is still running.
+
+        Raises:
+            DrivetrainError: as `Frontend.generate`; the other prompts are aborted.
+        """
+        streams = [self._frontend.generate(request) for request in self._requests]
+        if len(streams) == 1:
+            async with aclosing(streams[0]) as deltas:
+                async for batch in deltas:
+                    yield self._counted(0, batch)
+            return
+        async with aclosing(_merged(streams)) as merged:
+            async for prompt, batch in merged:
+                yield self._counted(prompt, batch)
+
+    async def stream(self, exchange: Exchange, shape: AnswerShape, *, usage_event: bool, usage_always: bool) -> None:
+        """Send the answer as events, ended by `[DONE]`."""
+        usage = b',"usage":null' if usage_event else b""
+        opened: set[int] = set()
+        held: Batch = []
+        async with aclosing(self.batches()) as batches:
+            async for batch in batches:
+                if usage_always:
+                    usage = b',"usage":' + orjson.dumps(usage_of(self.prompts))
+                events: list[bytes] = []
+                batch, held = held + batch, []
+                for choice, delta in batch:
+                    if choice not in opened:
+                        prompt = self.prompts[choice // self.num_answers]
+                        if prompt.awaits_logprobs and prompt.logprobs is None:
+                            held.append((choice, delta))
+                            continue
+                        opened.add(choice)
+                        events.append(shape.opening(choice, prompt, usage))
+                    events.append(shape.chunk(choice, delta, usage))
+                if rendered := b"".join(events):
+                    await exchange.event(rendered)
+        assert not held, "the engine brought no log-probabilities of the prompt"
+        tail = shape.usage(usage_of(self.prompts)) if usage_event else b""
+        await exchange.event(tail + DONE, more=False)
+
+    async def whole(self, exchange: Exchange, shape: AnswerShape, *, best: int) -> None:
+        """Send the answer as one body, with the `best` likeliest answers to each prompt."""
+        answers = [[Answer() for _ in range(self.num_answers)] for _ in self._requests]
+        async with aclosing(self.batches()) as batches:
+            async for batch in batches:
+                for choice, delta in batch:
+                    answers[choice // self.num_answers][choice % self.num_answers].add(delta)
+        if best < self.num_answers:
+            answers = [sorted(group, key=lambda answer: -answer.mean_logprob)[:best] for group in answers]
+        await exchange.answer(shape.whole(self.prompts, answers))
+
+    def _counted(self, prompt: int, deltas: list[TextDelta]) -> Batch:
+        run, now = self.prompts[prompt], perf_counter()
+        batch: Batch = []
+        for each in deltas:
+            delta = _emptied(each) if self._empty else each
+            choice = prompt * self.num_answers + delta.index
+            run.num_generated += len(delta.token_ids)
+            run.num_cached_tokens = max(run.num_cached_tokens, delta.num_cached_tokens)
+            if delta.prompt_logprobs is not None:
+                run.logprobs = delta.prompt_logprobs
+            self._telemetry.tokens(now - self._last_token[choice], len(delta.token_ids), first=not self._started)
+            self._started = True
+            self._last_token[choice] = now
+            batch.append((choice, delta))
+        return batch
+
+
+def _emptied(delta: TextDelta) -> TextDelta:
+    return msgspec.structs.replace(
+        delta,
+        text="",
+        token_ids=[],
+        logprobs=None if delta.logprobs is None else [],
+        token_starts=None if delta.token_starts is None else [],
+        finish_reason=None if delta.finish_reason is None else "length",
+        stop_reason=None,
+    )
+
+
+async def _merged(
+    streams: Sequence[AsyncGenerator[list[TextDelta], None]],
+) -> AsyncGenerator[tuple[int, list[TextDelta]], None]:
+    """Items of all streams as they come, with the index of their stream; the first error ends all."""
+    items: asyncio.Queue[tuple[int, list[TextDelta] | Exception | None]] = asyncio.Queue(maxsize=len(streams))
+    turns = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
+
+    async def pump(index: int) -> None:
+        try:
+            async with turns, aclosing(streams[index]) as stream:
+                async for item in stream:
+                    await items.put((index, item))
+            await items.put((index, None))
+        except Exception as error:
+            await items.put((index, error))
+
+    pumps = [asyncio.create_task(pump(index)) for index in range(len(streams))]
+    try:
+        live = len(streams)
+        while live:
+            index, item = await items.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                live -= 1
+            else:
+                yield index, item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

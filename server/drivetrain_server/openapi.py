@@ -1,0 +1,70 @@
+"""The routes that FastAPI does not see, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from drivetrain_server.wire.chat import ChatRequest
+from drivetrain_server.wire.completions import CompletionRequest
+from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
+
+Schema = dict[str, object]
+REFERENCE = "#/components/schemas/{model}"
+
+_BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
+    "/v1/chat/completions": ("Go on with a conversation", (ChatRequest,)),
+    "/v1/completions": ("Go on with text or tokens", (CompletionRequest,)),
+    "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
+    "/detokenize": ("Text of token ids", (Detokenize,)),
+}
+_STREAMED = ("/v1/chat/completions", "/v1/completions")
+_ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def raw_paths() -> tuple[Schema, Schema]:
+    """(paths, schemas) of the raw routes."""
+    paths: Schema = {}
+    schemas: Schema = {"Error": _ERROR}
+    for path, (summary, models) in _BODIES.items():
+        for model in models:
+            schema = model.model_json_schema(ref_template=REFERENCE)
+            schemas |= schema.pop("$defs", {})
+            schemas[model.__name__] = schema
+        references = [{"$ref": REFERENCE.format(model=model.__name__)} for model in models]
+        paths[path] = {"post": _operation(path, summary, references)}
+    return paths, schemas
+
+
+def _operation(path: str, summary: str, bodies: list[dict[str, str]]) -> Schema:
+    content: Schema = {"application/json": {"schema": {"type": "object"}}}
+    if path in _STREAMED:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "summary": summary,
+        "operationId": path.strip("/").replace("/", "_"),
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}},
+        },
+        "responses": {
+            "200": {"description": "The answer", "content": content},
+            "4XX": {"description": "The request is wrong; `param` names the field", "content": error},
+            "503": {"description": "Not now; `Retry-After` says when", "content": error},
+        },
+    }

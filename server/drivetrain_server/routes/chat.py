@@ -1,0 +1,39 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from drivetrain.frontend import Frontend
+from drivetrain_server.answers.answer import Envelope, PromptRun
+from drivetrain_server.answers.chat import ChatShape
+from drivetrain_server.body import JsonObject
+from drivetrain_server.routes.generate import GenerateRoute, Plan
+from drivetrain_server.wire.chat import ChatRequest
+from drivetrain_server.wire.sampling import SamplingFields, sampling_params
+from drivetrain_server.wire.unservable import CHAT
+from drivetrain_server.wire.validation import parse, refuse
+
+
+class ChatRoute(GenerateRoute):
+    """Goes on with a conversation."""
+
+    unservable = CHAT
+    id_prefix = "chatcmpl-"
+
+    def parse(self, body: JsonObject) -> ChatRequest:
+        return parse(ChatRequest, body)
+
+    async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
+        assert isinstance(fields, ChatRequest)
+        limits = (fields.max_completion_tokens, fields.max_tokens)
+        if None not in limits and limits[0] != limits[1]:
+            raise refuse("max_tokens", f"it says {limits[1]} and max_completion_tokens {limits[0]}; send one of them")
+        asked = {"max_tokens": limits[0] or limits[1], "logprobs": fields.num_logprobs}
+        params = sampling_params(fields, self.service.sampling_defaults(frontend), asked)
+        token_ids = await frontend.encode_aside(fields.chat(), add_special_tokens=False)
+        shape = ChatShape(
+            envelope,
+            self.service.speller(frontend),
+            num_logprobs=fields.num_logprobs,
+            token_ids=bool(fields.return_token_ids),
+        )
+        return Plan(prompts=[PromptRun(token_ids=token_ids)], params=params, shape=shape, best=params.n)

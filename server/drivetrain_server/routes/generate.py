@@ -1,0 +1,132 @@
+"""The way of every request that generates: read, check, plan, run, answer."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import ClassVar
+
+from drivetrain.frontend import Frontend
+from drivetrain.sampling import SamplingParams
+from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
+from drivetrain_server.body import JsonObject, read_json
+from drivetrain_server.exchange import Exchange
+from drivetrain_server.generation import Generation
+from drivetrain_server.service import Service, fingerprint, ignored_fields
+from drivetrain_server.wire.sampling import SamplingFields
+from drivetrain_server.wire.unservable import Unservable, refuse_unservable
+from drivetrain_server.wire.validation import refuse
+
+MAX_CHOICES = 4096
+MAX_TOTAL_TOKENS = 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a request comes down to.
+
+    Attributes:
+        best: answers to return a prompt, of the `params.n` that are generated.
+        empty: no tokens were asked for.
+    """
+
+    prompts: Sequence[PromptRun]
+    params: SamplingParams
+    shape: AnswerShape
+    best: int
+    empty: bool = False
+
+
+class GenerateRoute(ABC):
+    """A raw ASGI endpoint: nothing but our own code stands between the engine's tokens and the connection."""
+
+    unservable: ClassVar[dict[str, Unservable]]
+    id_prefix: ClassVar[str]
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request.
+
+        Raises:
+            HttpError, DrivetrainError: what is wrong; the caller answers with it.
+            ClientGone, SlowReader: nobody reads the answer.
+        """
+        service = self.service
+        frontend = service.lifecycle.frontend()
+        body = await read_json(exchange, service.config.max_body_bytes)
+        refuse_unservable(body, self.unservable)
+        fields = self.parse(body)
+        info = frontend.info
+        service.check_model(fields.model, info)
+        usage_event, usage_always = fields.stream_usage
+        envelope = Envelope(
+            id=f"{self.id_prefix}{fields.request_id or exchange.request_id}",
+            created=int(time.time()),
+            model=info.model,
+            fingerprint=fingerprint(info),
+        )
+        exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
+        tenant = exchange.tenant
+        service.keys.enter(tenant)
+        async with AsyncExitStack() as stack:
+            stack.callback(service.keys.leave, tenant)
+            stack.enter_context(service.lifecycle.serving(exchange))
+            await stack.enter_async_context(exchange.attended())
+            if fields.streams:
+                stack.enter_context(service.pulse.watching(exchange))
+            plan = await self.plan(frontend, fields, envelope)
+            generation = self._generation(exchange, frontend, fields, plan, envelope.id)
+            if fields.streams:
+                await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
+            else:
+                await generation.whole(exchange, plan.shape, best=plan.best)
+
+    @abstractmethod
+    def parse(self, body: JsonObject) -> SamplingFields:
+        """The body as wire fields."""
+
+    @abstractmethod
+    async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
+        """Prompts, parameters and the shape of the answer."""
+
+    def _generation(
+        self, exchange: Exchange, frontend: Frontend, fields: SamplingFields, plan: Plan, answer_id: str
+    ) -> Generation:
+        choices = len(plan.prompts) * plan.params.n
+        if choices > MAX_CHOICES:
+            raise refuse("n", f"{choices} answers are more than {MAX_CHOICES} a request; send fewer prompts or lower n")
+        if choices * (plan.params.max_tokens or 1) > MAX_TOTAL_TOKENS:
+            raise refuse(
+                "max_tokens",
+                f"{choices} answers of {plan.params.max_tokens} tokens are more than {MAX_TOTAL_TOKENS} a request",
+            )
+        salt = exchange.tenant.salt
+        if fields.cache_salt:
+            salt = f"{salt}/{fields.cache_salt}"
+        for prompt in plan.prompts:
+            prompt.awaits_logprobs = plan.params.prompt_logprobs is not None
+        serial = next(self.service.serial)
+        requests = [
+            frontend.request(
+                f"{answer_id}-{serial}-{at}",
+                prompt.token_ids,
+                plan.params,
+                priority=fields.priority or 0,
+                salt=salt,
+                deadline_s=self.service.config.request_timeout_s,
+            )
+            for at, prompt in enumerate(plan.prompts)
+        ]
+        return Generation(
+            frontend,
+            requests,
+            plan.prompts,
+            telemetry=self.service.telemetry,
+            arrived=exchange.arrived,
+            empty=plan.empty,
+        )

@@ -1,0 +1,174 @@
+"""Run the server: listen first, start the engine behind it, end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from drivetrain.client import EngineClient
+from drivetrain.config.engine import EngineConfig
+from drivetrain.config.server import ServerConfig
+from drivetrain.errors import ConfigError
+from drivetrain_server.app import Application, create_app
+from drivetrain_server.lifecycle import FrontendFactory
+from drivetrain_server.protocol import limited
+
+logger = logging.getLogger("drivetrain.server")
+
+EngineFactory = Callable[[EngineConfig], EngineClient]
+KEEP_ALIVE_S = 75
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    engine_config: EngineConfig,
+    config: ServerConfig,
+    *,
+    engine_factory: EngineFactory,
+    frontend_factory: FrontendFactory,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve until a signal, then drain and return.
+
+    The first SIGTERM or SIGINT turns readiness red, refuses new work and gives running requests `drain_s`; the second
+    ends them at once.
+
+    Args:
+        engine_factory: makes the engine, not started.
+        frontend_factory: loads tokenizer and chat template; runs in a thread while the engine starts.
+        announce: told one text when the server listens and one when it is ready.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        DrivetrainError: the engine could not start.
+    """
+    listener = bind(config)
+    with listener:
+        asyncio.run(
+            _serve(engine_factory(engine_config), frontend_factory, config, listener=listener, announce=announce)
+        )
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A socket on the server's address.
+
+    Raises:
+        ConfigError: it is taken, or not an address of this machine.
+    """
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, config.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"server.port: cannot listen on {host} port {config.port}: {error.strerror or error}; choose another port"
+        ) from error
+    return listener
+
+
+def uvicorn_server(app: Application, config: ServerConfig) -> uvicorn.Server:
+    """uvicorn with our limits. Signals, start and end of the engine are the caller's."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=limited(max_head_bytes=config.max_header_bytes, max_unread_bytes=config.max_stream_bytes),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals alone: `_serve` handles them."""
+        yield
+
+
+async def _serve(
+    engine: EngineClient,
+    frontend_factory: FrontendFactory,
+    config: ServerConfig,
+    *,
+    listener: socket.socket,
+    announce: Callable[[str], None],
+) -> None:
+    app = create_app(engine, frontend_factory, config)
+    drain_s = config.drain_s
+    server = uvicorn_server(app, config)
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    address = _address(listener)
+    listening = asyncio.create_task(server.serve(sockets=[listener]))
+    signalled = asyncio.create_task(signals.get())
+    starting = asyncio.create_task(app.lifecycle.start())
+    try:
+        announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
+        await asyncio.wait({starting, signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            announce(_welcome(address, app, keyed=bool(config.api_keys)))
+            await asyncio.wait({signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if signalled.done():
+            announce(f"Ending: running requests have {drain_s:g} s; a second signal ends them at once.")
+            await _drain(app, signals, drain_s)
+    finally:
+        starting.cancel()
+        signalled.cancel()
+        app.lifecycle.refuse_new()
+        await asyncio.wait({starting})
+        await engine.shutdown(drain_s=0.0)
+        server.should_exit = True
+        await listening
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _drain(app: Application, signals: asyncio.Queue[signal.Signals], limit_s: float) -> None:
+    """Drain, or end at once on a second signal."""
+    draining = asyncio.create_task(app.lifecycle.drain(limit_s))
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        draining.cancel()
+        with suppress(asyncio.CancelledError):
+            await draining
+        draining = asyncio.create_task(app.lifecycle.drain(0.0))
+    again.cancel()
+    ended = await draining
+    if ended:
+        logger.warning("%d requests were ended before they finished", ended)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _welcome(address: str, app: Application, *, keyed: bool) -> str:
+    info = app.lifecycle.engine.info
+    model = "" if info is None else info.model
+    key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return (
+        f"Ready: {model} at {address}/v1\n"
+        f"Try:   curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    )

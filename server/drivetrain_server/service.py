@@ -1,0 +1,84 @@
+"""What every route shares."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from typing import cast
+
+from drivetrain.config.server import ServerConfig
+from drivetrain.errors import UnknownModel
+from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.messages import EngineInfo
+from drivetrain.version import __version__
+from drivetrain_server.answers.logprobs import TokenSpeller
+from drivetrain_server.keys import KeyRing
+from drivetrain_server.lifecycle import Lifecycle
+from drivetrain_server.pulse import STALL_S, Pulse
+from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.wire.unservable import IGNORED
+
+
+class Service:
+    """The parts of one server, made once.
+
+    Args:
+        max_requests_per_key: requests that one API key may have open; more get 429. None is no limit.
+        stall_s: how long a client may leave its stream unread.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        config: ServerConfig,
+        *,
+        max_requests_per_key: int | None = None,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.config = config
+        self.keys = KeyRing(config.api_keys, max_requests=max_requests_per_key)
+        self.telemetry = Telemetry()
+        self.pulse = Pulse(keepalive_s=config.keepalive_s, stall_s=stall_s)
+        self.started = int(time.time())
+        self.serial = itertools.count()
+        self._speller: TokenSpeller | None = None
+
+    def speller(self, frontend: Frontend) -> TokenSpeller:
+        """Spells the tokens of the model that is served."""
+        if self._speller is None:
+            self._speller = TokenSpeller(frontend.tokenizer)
+        return self._speller
+
+    def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
+        """Values for sampling parameters that requests leave out: the operator's, else the model's."""
+        own = {name: cast("object", getattr(frontend.defaults, name)) for name in GenerationDefaults.__slots__}
+        return {name: value for name, value in own.items() if value is not None} | dict(self.config.sampling_defaults)
+
+    def check_model(self, name: str | None, info: EngineInfo) -> None:
+        """Refuse a model that is not served; None (where a route allows it) is the one that is.
+
+        Raises:
+            UnknownModel: names the one that is.
+        """
+        if name is not None and name != info.model:
+            raise UnknownModel(
+                f'model: "{name[:100]}" is not served here; this server has "{info.model}"', param="model"
+            )
+
+
+def fingerprint(info: EngineInfo) -> str:
+    """`system_fingerprint`: changes with whatever may change an answer of the same seed."""
+    parts = (__version__, info.model, info.architecture, info.backend, info.device, info.dtype)
+    return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def ignored_fields(unknown: list[str], known: dict[str, object] | None = None) -> list[tuple[bytes, bytes]]:
+    """The debug header that lists the fields of a request which nobody knows."""
+    names = [name for name in unknown if name not in IGNORED and name not in (known or {})]
+    if not names:
+        return []
+    printable = [name.encode("ascii", "backslashreplace").decode() for name in names[:20]]
+    listed = ", ".join("".join(char if char.isprintable() else "?" for char in name)[:60] for name in printable)
+    return [(b"x-drivetrain-ignored-fields", listed.encode())]

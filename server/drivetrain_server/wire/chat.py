@@ -1,0 +1,164 @@
+"""The body of `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
+
+from pydantic import Field, JsonValue, WithJsonSchema
+
+from drivetrain.frontend import Chat, Json, Message
+from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
+from drivetrain_server.wire.validation import WireModel, refuse, shown
+
+MAX_MESSAGES = 4096
+MAX_VARIABLE_DEPTH = 8
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_CONTENT_SCHEMA = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART, "minItems": 1}, {"type": "null"}]
+}
+
+
+class FunctionCall(WireModel):
+    """A function that the assistant called, with its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(WireModel):
+    """A tool call of an earlier turn."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(WireModel):
+    """One turn. `content` is text or a list of text parts."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: Annotated[JsonValue, WithJsonSchema(_CONTENT_SCHEMA)] = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+
+
+class ChatFields(WireModel):
+    """What becomes a prompt through the chat template; `/tokenize` takes the same."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+
+    def chat(self) -> Chat:
+        """The messages as the template takes them.
+
+        Raises:
+            HttpError: 400, with the message or variable at fault.
+        """
+        goes_on = bool(self.continue_final_message)
+        if goes_on and self.add_generation_prompt:
+            raise refuse("continue_final_message", "it excludes add_generation_prompt=true; choose one")
+        if goes_on and self.messages[-1].role != "assistant":
+            raise refuse("continue_final_message", "the last message is not from the assistant; add its beginning")
+        messages = [_message(message, f"messages[{at}]") for at, message in enumerate(self.messages)]
+        prompted = not goes_on if self.add_generation_prompt is None else self.add_generation_prompt
+        return Chat(
+            messages=messages,
+            add_generation_prompt=prompted,
+            continue_final_message=goes_on,
+            variables=_variables(self.chat_template_kwargs or {}),
+        )
+
+
+class ChatRequest(SamplingFields, ChatFields):
+    """A conversation to go on with."""
+
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives a token, None for no log-probabilities.
+
+        Raises:
+            HttpError: 400, `top_logprobs` without `logprobs`.
+        """
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs", "it is allowed only with logprobs=true; set it or leave this out")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _message(message: ChatMessage, place: str) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    content = _content(message, place)
+    rendered: dict[str, Json] = {"role": role, "content": content}
+    for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
+        value = cast("str | None", getattr(message, name))
+        if value is not None:
+            rendered[name] = value
+    if "audio" in message.unknown and (message.model_extra or {})["audio"] is not None:
+        raise refuse(f"{place}.audio", "only text is served; leave it out", code="unsupported_parameter")
+    if message.tool_calls:
+        if role != "assistant":
+            raise refuse(f"{place}.tool_calls", "only messages of the assistant have tool calls; remove them")
+        rendered["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if role == "tool" and message.tool_call_id is None:
+        raise refuse(f"{place}.tool_call_id", "a tool message names the call that it answers; add it")
+    return rendered
+
+
+def _content(message: ChatMessage, place: str) -> Json:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    if content is None:
+        if message.role == "assistant" and (message.tool_calls or message.refusal is not None):
+            return message.refusal or ""
+        raise refuse(f"{place}.content", "expected a string or a list of text parts; got null")
+    if not isinstance(content, list) or not content:
+        raise refuse(f"{place}.content", f"expected a string or a list of text parts; got {shown(content)}")
+    return [_part(part, f"{place}.content[{at}]") for at, part in enumerate(content)]
+
+
+def _part(part: JsonValue, place: str) -> Json:
+    if not isinstance(part, dict):
+        raise refuse(place, f"expected an object with `type` and `text`; got {shown(part)}")
+    kind = part.get("type")
+    field = {"text": "text", "refusal": "refusal"}.get(kind) if isinstance(kind, str) else None
+    if field is None:
+        raise refuse(f"{place}.type", f'only "text" parts are served; got {shown(kind)}', code="unsupported_parameter")
+    text = part.get(field)
+    if not isinstance(text, str):
+        raise refuse(f"{place}.{field}", f"expected a string; got {shown(text)}")
+    return {"type": "text", "text": text}
+
+
+def _tool_call(call: ToolCall) -> Json:
+    function: dict[str, Json] = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+def _variables(named: Mapping[str, JsonValue]) -> dict[str, Json]:
+    for name, value in named.items():
+        if _deeper_than(value, MAX_VARIABLE_DEPTH):
+            raise refuse(f"chat_template_kwargs.{name[:60]}", f"it is nested deeper than {MAX_VARIABLE_DEPTH} levels")
+    return cast("dict[str, Json]", dict(named))
+
+
+def _deeper_than(value: JsonValue, depth: int) -> bool:
+    if not isinstance(value, (list, dict)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper_than(part, depth - 1) for part in parts)

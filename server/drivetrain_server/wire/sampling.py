@@ -1,0 +1,142 @@
+"""The fields that choose tokens, shared by every route that generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, cast
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from drivetrain.errors import RequestError
+from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
+from drivetrain_server.wire.validation import WireModel, refuse
+
+INT32_MAX = 2**31 - 1
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+MAX_STRING = 1024
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_STRING)]
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STRING}
+_STOP_SCHEMA = {
+    "anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOPS}, {"type": "null"}]
+}
+
+
+def _stops(value: object) -> list[str] | None:
+    """One string, or several, as a list."""
+    if value is None:
+        return None
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    strings = [item for item in items if isinstance(item, str) and 1 <= len(item) <= MAX_STRING]
+    if len(strings) < len(items) or len(items) > MAX_STOPS:
+        raise ValueError(f"expected a string of 1 to {MAX_STRING} characters, or at most {MAX_STOPS} of them")
+    return strings
+
+
+class StreamOptions(WireModel):
+    """What a stream tells beside the text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(WireModel):
+    """Fields of completions and chat completions alike."""
+
+    model: str = Field(description="A name that `/v1/models` lists.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    min_p: Probability | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA, mode="validation")] = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Count | None = None
+    skip_special_tokens: bool | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+        return bool(self.stream)
+
+    @property
+    def stream_usage(self) -> tuple[bool, bool]:
+        """(a last event with usage, usage in every event).
+
+        Raises:
+            HttpError: 400, `stream_options` without `stream`.
+        """
+        options = self.stream_options
+        if options is None:
+            return False, False
+        if not self.streams:
+            raise refuse("stream_options", "it is allowed only with stream=true; leave one out or set the other")
+        return bool(options.include_usage), bool(options.include_usage and options.continuous_usage_stats)
+
+
+def sampling_params(
+    fields: SamplingFields, defaults: Mapping[str, object], asked: Mapping[str, object]
+) -> SamplingParams:
+    """What the engine is asked for: the request's own values, else the defaults, else those of `SamplingParams`.
+
+    Args:
+        defaults: values for fields of `SamplingParams` that requests leave out.
+        asked: what the route makes of its own fields, by the names of `SamplingParams`; None is not asked.
+
+    Raises:
+        RequestError: values that are wrong together; names the field.
+    """
+    chosen: dict[str, object] = {name: getattr(fields, name) for name in _SAME_NAME}
+    chosen.update(asked)
+    if fields.logit_bias is not None:
+        chosen["logit_bias"] = _logit_bias(fields.logit_bias)
+    for name in _SEQUENCES:
+        value = cast("list[object] | None", getattr(fields, name))
+        chosen[name] = None if value is None else tuple(value)
+    values = dict(defaults) | {name: value for name, value in chosen.items() if value is not None}
+    return SamplingParams(**values)  # pyright: ignore[reportArgumentType]
+
+
+_SAME_NAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "prompt_logprobs",
+)
+_SEQUENCES = ("stop", "stop_token_ids", "bad_words")
+
+
+def _logit_bias(named: dict[str, float]) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for name, value in named.items():
+        if not (name.isascii() and name.isdigit() and len(name) <= 10 and int(name) <= INT32_MAX):
+            raise RequestError(f'logit_bias: keys are token ids such as "50256", got {name[:40]!r}', param="logit_bias")
+        bias[int(name)] = value
+    return bias

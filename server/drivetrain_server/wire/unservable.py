@@ -1,0 +1,94 @@
+"""Fields that are known elsewhere and that this server cannot serve: each is a 400, never ignored in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from drivetrain_server.errors import HttpError
+
+IGNORED = ("metadata", "store", "user")
+"""Known fields that are accepted and change nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unservable:
+    """Why a field is refused, and the values that ask for nothing and are let through. null always is."""
+
+    reason: str
+    harmless: tuple[object, ...] = ()
+
+
+_GRAMMAR = "structured output is not served yet; leave it out and check the answer yourself"
+_TOOLS = "tool calls are not served yet; leave it out"
+_AUDIO = "only text is served; leave it out"
+_HINT = "this server does nothing with it; leave it out"
+_SEARCH = "beam search is not served; use n or best_of"
+
+COMMON: dict[str, Unservable] = {
+    "response_format": Unservable(reason=_GRAMMAR, harmless=({"type": "text"},)),
+    "structured_outputs": Unservable(reason=_GRAMMAR),
+    "guided_json": Unservable(reason=_GRAMMAR),
+    "guided_regex": Unservable(reason=_GRAMMAR),
+    "guided_choice": Unservable(reason=_GRAMMAR),
+    "guided_grammar": Unservable(reason=_GRAMMAR),
+    "guided_json_object": Unservable(reason=_GRAMMAR, harmless=(False,)),
+    "guided_decoding_backend": Unservable(reason=_GRAMMAR),
+    "guided_whitespace_pattern": Unservable(reason=_GRAMMAR),
+    "structural_tag": Unservable(reason=_GRAMMAR),
+    "use_beam_search": Unservable(reason=_SEARCH, harmless=(False,)),
+    "length_penalty": Unservable(reason=_SEARCH, harmless=(1, 1.0)),
+    "early_stopping": Unservable(reason=_SEARCH, harmless=(False,)),
+    "truncate_prompt_tokens": Unservable(reason="prompts are never cut; shorten it before sending"),
+    "spaces_between_special_tokens": Unservable(reason=_HINT, harmless=(True,)),
+    "return_tokens_as_token_ids": Unservable(reason="use return_token_ids instead", harmless=(False,)),
+    "logits_processors": Unservable(reason="code in requests is never run"),
+    "allowed_token_ids": Unservable(reason="use logit_bias to favour or forbid tokens"),
+    "kv_transfer_params": Unservable(reason=_HINT),
+    "vllm_xargs": Unservable(reason=_HINT),
+}
+
+COMPLETIONS: dict[str, Unservable] = COMMON | {
+    "suffix": Unservable(reason="this model cannot fill in text before a suffix; leave it out", harmless=("",)),
+    "prompt_embeds": Unservable(reason="send text or token ids as prompt"),
+}
+
+CHAT: dict[str, Unservable] = COMMON | {
+    "tools": Unservable(reason=_TOOLS, harmless=([],)),
+    "tool_choice": Unservable(reason=_TOOLS, harmless=("none", "auto")),
+    "parallel_tool_calls": Unservable(reason=_TOOLS, harmless=(True, False)),
+    "functions": Unservable(reason=_TOOLS, harmless=([],)),
+    "function_call": Unservable(reason=_TOOLS, harmless=("none", "auto")),
+    "audio": Unservable(reason=_AUDIO),
+    "modalities": Unservable(reason=_AUDIO, harmless=(["text"],)),
+    "prediction": Unservable(reason="predicted outputs are not served; leave it out"),
+    "web_search_options": Unservable(reason="this server does not search the web; leave it out"),
+    "reasoning_effort": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
+    "reasoning": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
+    "thinking": Unservable(reason="use chat_template_kwargs with the variable of this model's template"),
+    "include_reasoning": Unservable(reason="reasoning is not separated yet; leave it out", harmless=(True,)),
+    "verbosity": Unservable(reason=_HINT),
+    "service_tier": Unservable(reason="there is one tier", harmless=("auto", "default")),
+    "safety_identifier": Unservable(reason=_HINT),
+    "prompt_cache_key": Unservable(reason="use cache_salt to separate caches; prefixes are found by themselves"),
+    "prompt_cache_retention": Unservable(reason=_HINT),
+    "moderation": Unservable(reason=_HINT),
+    "chat_template": Unservable(reason="templates in requests are never run; the operator sets one for the model"),
+    "documents": Unservable(reason="put documents into a message"),
+    "mm_processor_kwargs": Unservable(reason=_AUDIO),
+    "echo": Unservable(reason="use the completions route for echo", harmless=(False,)),
+    "best_of": Unservable(reason="use n, or best_of on the completions route", harmless=(1,)),
+}
+
+
+def refuse_unservable(body: Mapping[str, object], table: Mapping[str, Unservable]) -> None:
+    """Refuse the first field of `body` that is known and cannot be served.
+
+    Raises:
+        HttpError: 400 that names it.
+    """
+    for name in body.keys() & table.keys():
+        value, rule = body[name], table[name]
+        if value is None or any(type(value) is type(other) and value == other for other in rule.harmless):
+            continue
+        raise HttpError(400, f"{name}: {rule.reason}", param=name, code="unsupported_parameter")

@@ -1,0 +1,74 @@
+"""Strict wire models, and their errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from drivetrain_server.errors import HttpError
+
+Model = TypeVar("Model", bound="WireModel")
+SHOWN_CHARS = 60
+
+
+class WireModel(BaseModel):
+    """A JSON object as it comes in: no type is coerced, unknown fields are kept aside and reported."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the fields that nobody knows, in the order they came."""
+        return list(self.model_extra or ())
+
+
+def parse(model: type[Model], body: Mapping[str, object]) -> Model:
+    """`body` as a wire model.
+
+    Raises:
+        HttpError: 400 that names the first field at fault, what came and what is allowed.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        param = spell(first["loc"])
+        if first["type"] == "missing":
+            message = f"{param}: this field is required and was not sent"
+        else:
+            message = f"{param}: {_reason(first['msg'])}; got {shown(first['input'])}"
+        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+        raise HttpError(400, message, param=param, code=code) from None
+
+
+def refuse(param: str, message: str, *, code: str = "invalid_value") -> HttpError:
+    """A 400 for one field."""
+    return HttpError(400, f"{param}: {message}", param=param, code=code)
+
+
+def spell(location: tuple[int | str, ...]) -> str:
+    """A place in the body as people write it: `messages[0].content`."""
+    path = ""
+    for part in location:
+        name = part if isinstance(part, int) else part[:SHOWN_CHARS]
+        path += f"[{name}]" if isinstance(part, int) else f".{name}" if path else str(name)
+    return path or "body"
+
+
+def shown(value: object) -> str:
+    """A value for a message, short whatever it is."""
+    if isinstance(value, dict):
+        return f"an object with {len(cast('dict[str, object]', value))} fields"
+    if isinstance(value, list):
+        return f"an array of {len(cast('list[object]', value))}"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+
+
+def _reason(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:] if message[:6] == "Input " else message

@@ -1,0 +1,119 @@
+"""Models, tokens, version, metrics, documents, and pages of other origins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from drivetrain.version import __version__
+from fakes.engine import FakeEngine
+from fakes.server import RunningServer
+from fakes.text import BEGIN
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with (
+        RunningServer(FakeEngine(), cors_origins=("https://page.example",)) as server,
+        httpx.Client(base_url=server.url) as made,
+    ):
+        yield made
+
+
+def test_models_are_listed_and_found(client: httpx.Client) -> None:
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as official:
+        (model,) = official.models.list()
+        assert (model.id, model.object, model.owned_by) == ("tiny", "model", "drivetrain")
+        assert official.models.retrieve("tiny").model_dump()["max_model_len"] == 4096
+        with pytest.raises(openai.NotFoundError) as caught:
+            official.models.retrieve("org/other")
+    assert caught.value.code == "model_not_found"
+
+
+def test_text_is_tokenized_and_back(client: httpx.Client) -> None:
+    answer = client.post("/tokenize", json={"model": "tiny", "prompt": "aé"}).json()
+    assert answer == {"tokens": [BEGIN, 97, 195, 169], "count": 4, "max_model_len": 4096}
+    bare = {"prompt": "aé", "add_special_tokens": False, "return_token_strs": True}
+    answer = client.post("/tokenize", json=bare).json()
+    assert (answer["tokens"], answer["token_strs"]) == ([97, 195, 169], ["a", "bytes:\\xc3", "bytes:\\xa9"])
+    assert client.post("/detokenize", json={"tokens": [BEGIN, 97, 195, 169]}).json() == {"prompt": "<|begin|>aé"}
+    bare = {"tokens": [BEGIN, 97], "skip_special_tokens": True}
+    assert client.post("/detokenize", json=bare).json() == {"prompt": "a"}
+    assert client.post("/tokenize", json={"prompt": "", "add_special_tokens": False}).json()["tokens"] == []
+
+
+def test_messages_are_tokenized_as_chat_would(client: httpx.Client) -> None:
+    answer = client.post("/tokenize", json=CHAT).json()
+    assert bytes(answer["tokens"]).decode() == "user: Hi\nassistant: "
+    assert answer["count"] == client.post("/v1/chat/completions", json=CHAT).json()["usage"]["prompt_tokens"]
+
+
+def test_version_and_index(client: httpx.Client) -> None:
+    assert client.get("/version").json() == {"version": __version__}
+    index = client.get("/")
+    assert index.status_code == 200 and "/v1/chat/completions" in index.text
+
+
+def test_document_describes_raw_routes_with_their_fields(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ChatRequest"}
+    assert {"messages", "temperature", "min_p", "logprobs"} <= schemas["ChatRequest"]["properties"].keys()
+    assert set(schemas["ChatRequest"]["required"]) == {"messages", "model"}
+    text = client.get("/openapi.json").text
+    names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert names <= schemas.keys()
+
+
+def test_metrics_count_requests_tokens_and_pages(client: httpx.Client) -> None:
+    client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 5})
+    client.post("/v1/completions", json={"model": "tiny", "prompt": 5})
+    client.get("/v1/models/tiny")
+    client.get("/no/such/route")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples["drivetrain_http_requests_total", "/v1/completions", "200", "POST"] == 1
+    assert samples["drivetrain_http_requests_total", "/v1/completions", "400", "POST"] == 1
+    assert samples["drivetrain_http_requests_total", "/v1/models/{name:path}", "200", "GET"] >= 1
+    assert samples["drivetrain_http_requests_total", "404", "GET", "other"] == 1
+    assert samples["drivetrain_request_duration_seconds_count", "/v1/completions"] == 2
+    first, inter = (
+        samples["drivetrain_time_to_first_token_seconds_count",],
+        samples["drivetrain_inter_token_seconds_count",],
+    )
+    assert first >= 1 and inter >= 4
+    states = [samples["drivetrain_kv_pages", state] for state in ("free", "cached", "used")]
+    assert sum(states) == samples["drivetrain_kv_pages_capacity",] == 64
+    assert samples["drivetrain_steps_total",] == 7
+    assert samples["drivetrain_ready",] == 1
+    assert samples["drivetrain_engine_info", "fake", "float32", "none", "tiny"] == 1
+
+
+def test_request_id_is_given_back_or_made(client: httpx.Client) -> None:
+    assert client.get("/version", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = client.get("/version", headers={"x-request-id": "not valid!"}).headers["x-request-id"]
+    assert len(made) == 24
+    answer = client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine-2"})
+    assert answer.json()["id"] == "chatcmpl-mine-2"
+
+
+def test_only_listed_origins_are_answered(client: httpx.Client) -> None:
+    preflight = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    answer = client.options("/v1/chat/completions", headers=preflight)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://page.example")
+    other = client.options("/v1/chat/completions", headers=preflight | {"origin": "https://evil.example"})
+    assert other.status_code == 405 and "access-control-allow-origin" not in other.headers
+    plain = client.get("/version", headers={"origin": "https://page.example"})
+    assert plain.headers["access-control-allow-origin"] == "https://page.example"
