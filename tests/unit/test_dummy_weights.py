@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+
 from drivetrain.errors import WeightError
 from drivetrain.weights.dummy import BLOCK, DummyWeights
 

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from drivetrain import model_store
 from drivetrain.errors import ModelError, ModelNotFound
 from drivetrain.model_store import PackagedModel, list_local_models, resolve_model

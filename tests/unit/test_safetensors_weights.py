@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from drivetrain.errors import ModelError, UnsupportedModel, WeightError
 from drivetrain.weights import open_weights
-from safetensors.torch import save_file
 
 TENSORS = {
     "a.weight": torch.arange(24, dtype=torch.float32).view(4, 6),

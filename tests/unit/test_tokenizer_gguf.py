@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from gguf import GGMLQuantizationType as Kind
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.config_files import load_generation_config
 from drivetrain.errors import TokenizerError
 from drivetrain.tokenizer import Tokenizer, load_tokenizer
 from drivetrain.tokenizer.pieces import byte_level_bytes
 from drivetrain.tokenizer.pretokenizers import PRE_TOKENIZATIONS, build_normalizer, build_pre_tokenizer
-from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import decoder_metadata, write_gguf
 from tiny_tokenizers import CORPUS, SAMPLES, byte_level_json, sentencepiece_bytes
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
@@ -68,7 +69,10 @@ def test_byte_level_round_trip_through_a_file(tmp_path: Path) -> None:
 
 
 TRAP = "In 1984, 12345 cafés (cafe\u0301) don't cost $3.50!! \r\n\r\n\tWHY?'LL  日本語テキスト…… ﬁx x=-1; ---- "
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def reference_splits(name: str) -> tuple[Any, Any]:
