@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 
 import torch
-from drivetrain.models.families import decoder_spec
 
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest
+from drivetrain.models.families import decoder_spec
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_plain import PlainBackend

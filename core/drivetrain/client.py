@@ -19,7 +19,7 @@ class EngineClient(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended, or None while it lives."""
+        """Why the engine ended for good; None while it lives or is started again."""
         ...
 
     @property

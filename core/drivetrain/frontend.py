@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +45,11 @@ class GenerationDefaults:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+    def params(self) -> SamplingParams:
+        """Sampling parameters with these values."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,15 +247,12 @@ class Frontend:
         return found
 
 
-def load_frontend(config: EngineConfig, engine: Informed, *, chat_template: str | None = None) -> Frontend:
+def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
     """The text layer of the configured model, from its own files.
-
-    Args:
-        chat_template: Jinja file to use instead of the model's own template.
 
     Raises:
         ModelError: no such model, or one without a tokenizer that can be rebuilt.
-        ConfigError: `chat_template` cannot be read.
+        ConfigError: the configured `chat_template` cannot be read.
     """
     path = resolve_model(config.model)
     tokenizer = load_tokenizer(path if config.tokenizer is None else Path(config.tokenizer).expanduser())
@@ -258,7 +260,7 @@ def load_frontend(config: EngineConfig, engine: Informed, *, chat_template: str 
     return Frontend(
         engine,
         tokenizer,
-        chat_template=_chat_template(tokenizer, chat_template),
+        chat_template=_chat_template(tokenizer, config.chat_template),
         defaults=GenerationDefaults(
             temperature=generation.temperature,
             top_p=generation.top_p,
@@ -275,7 +277,7 @@ def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate |
     try:
         source = Path(override).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"server.chat_template: cannot read {override}: {error}; give a Jinja file") from error
+        raise ConfigError(f"chat_template: cannot read {override}: {error}; give a Jinja file") from error
     return ChatTemplate.from_tokenizer(tokenizer, source)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from drivetrain.config import EngineConfig
 from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed
-from drivetrain.messages import FinishReasonName, TokenLogprob
+from drivetrain.messages import EngineInfo, EngineStats, FinishReasonName, GenerateRequest, TokenLogprob, Update
 from drivetrain.phases import OnPhase
 from drivetrain.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from drivetrain.completion_text import CompletionText, TextDelta
+    from drivetrain.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -105,12 +106,12 @@ class LLM:
         self._num_requests = 0
 
     @property
-    def info(self):
-        """What the engine tells about itself: an `EngineInfo`."""
+    def info(self) -> EngineInfo:
+        """What the engine tells about itself."""
         return self._engine.info
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._frontend.tokenizer
 
@@ -125,7 +126,7 @@ class LLM:
 
         Args:
             prompts: one prompt or several, each a text or token ids.
-            params: for all prompts, or one each; None is `SamplingParams()`.
+            params: for all prompts, or one each; None takes the model's own recommendations.
             progress: show a progress bar if standard error is a terminal.
 
         Returns:
@@ -135,9 +136,9 @@ class LLM:
             RequestError: a prompt or its parameters are wrong; nothing was generated.
             RequestFailed: the engine failed a request.
         """
-        many = [prompts] if _is_one(prompts) else list(prompts)
-        chosen = _spread(params, len(many))
-        return self._run([self._job(*pair) for pair in zip(many, chosen, strict=True)], progress)
+        many = cast("list[Prompt]", [prompts] if _is_one(prompts) else list(prompts))
+        chosen = _spread(self._frontend.defaults.params() if params is None else params, len(many))
+        return self._run([self._job(prompt, each) for prompt, each in zip(many, chosen, strict=True)], progress)
 
     def chat(
         self,
@@ -173,8 +174,8 @@ class LLM:
         ]
         return self.generate(rendered, params, progress=progress)
 
-    def stats(self):
-        """Gauges and counters of this moment: an `EngineStats`."""
+    def stats(self) -> EngineStats:
+        """Gauges and counters of this moment."""
         return self._engine.stats()
 
     def reset_prefix_cache(self) -> None:
@@ -228,7 +229,7 @@ class LLM:
                 self._engine.step()
         return [job.output for job in jobs]
 
-    def _submit(self, waiting: dict[str, _Job], running: dict[str, _Job], requests: dict[str, Any]) -> None:
+    def _submit(self, waiting: dict[str, _Job], running: dict[str, _Job], requests: dict[str, GenerateRequest]) -> None:
         while waiting:
             request_id, job = waiting.popitem()
             try:
@@ -240,7 +241,7 @@ class LLM:
                 return
             running[request_id] = job
 
-    def _take(self, request_id: str, job: _Job, update: Any) -> bool:
+    def _take(self, request_id: str, job: _Job, update: Update) -> bool:
         """Add an update to its job; True when the job is done."""
         text = job.texts[update.index]
         if text.finish_reason is not None:
@@ -266,9 +267,7 @@ def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
 
 
-def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Iterable[SamplingParams]:
-    if params is None:
-        return [SamplingParams()] * count
+def _spread(params: SamplingParams | Sequence[SamplingParams], count: int) -> Iterable[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
     if len(params) != count:

@@ -31,7 +31,7 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True, repr=False)
 class Request:
     """One completion: what was asked for, and how far the scheduler has brought it.
 
@@ -116,6 +116,12 @@ class Request:
             or params.logprobs is not None
         )
         self.awaited = self.parent
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.status.value}, {self.num_prompt} prompt tokens, "
+            f"{self.num_outputs} outputs, {self.num_computed} computed, {self.in_flight} in flight)"
+        )
 
     @property
     def num_prompt(self) -> int:

@@ -154,7 +154,6 @@ def create_app(
     frontend_factory: FrontendFactory,
     config: ServerConfig,
     *,
-    max_requests_per_key: int | None = None,
     stall_s: float = STALL_S,
 ) -> Application:
     """The server as an ASGI application.
@@ -162,11 +161,10 @@ def create_app(
     Args:
         engine: started by the application's lifespan, or by `Application.lifecycle.start`.
         frontend_factory: loads tokenizer and chat template of the engine's model; runs in a thread.
-        max_requests_per_key: requests that one API key may have open; more get 429.
         stall_s: how long a client may leave its stream unread before it is ended.
     """
     lifecycle = Lifecycle(engine, frontend_factory)
-    return Application(Service(lifecycle, config, max_requests_per_key=max_requests_per_key, stall_s=stall_s))
+    return Application(Service(lifecycle, config, stall_s=stall_s))
 
 
 def _recorded(exchange: Exchange) -> Send:

@@ -24,7 +24,6 @@ class Service:
     """The parts of one server, made once.
 
     Args:
-        max_requests_per_key: requests that one API key may have open; more get 429. None is no limit.
         stall_s: how long a client may leave its stream unread.
     """
 
@@ -33,12 +32,11 @@ class Service:
         lifecycle: Lifecycle,
         config: ServerConfig,
         *,
-        max_requests_per_key: int | None = None,
         stall_s: float = STALL_S,
     ) -> None:
         self.lifecycle = lifecycle
         self.config = config
-        self.keys = KeyRing(config.api_keys, max_requests=max_requests_per_key)
+        self.keys = KeyRing(config.api_keys, max_requests=config.max_requests_per_key)
         self.telemetry = Telemetry()
         self.pulse = Pulse(keepalive_s=config.keepalive_s, stall_s=stall_s)
         self.started = int(time.time())

@@ -38,13 +38,12 @@ class RunningServer:
         engine: FakeEngine,
         *,
         wait: bool = True,
-        max_requests_per_key: int | None = None,
         stall_s: float = 30.0,
         **config: Any,
     ) -> None:
         self.engine = engine
         self.config = ServerConfig(port=0, **config)
-        self._options = {"max_requests_per_key": max_requests_per_key, "stall_s": stall_s}
+        self._stall_s = stall_s
         self._wait = wait
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="server")
@@ -76,7 +75,7 @@ class RunningServer:
         self._loop = asyncio.get_running_loop()
         listener = bind(self.config)
         self.port = listener.getsockname()[1]
-        self.app = create_app(self.engine, frontend_factory, self.config, **self._options)
+        self.app = create_app(self.engine, frontend_factory, self.config, stall_s=self._stall_s)
         self._server = uvicorn_server(self.app, self.config)
         starting = asyncio.create_task(self._start())
         serving = asyncio.create_task(self._server.serve(sockets=[listener]))

@@ -69,8 +69,8 @@ def test_admission_leaves_pages_for_those_who_run() -> None:
     scheduler = scheduler_of(num_pages=5, overlap=0)
     scheduler.add(request_of("a", 4, max_tokens=4))
     advance(scheduler)
-    scheduler.add(request_of("b", 12, max_tokens=1))
-    assert names(scheduled(scheduler)) == ["a"], "three pages are left, and b would take them all"
+    scheduler.add(request_of("b", 8, max_tokens=1))
+    assert names(scheduled(scheduler)) == ["a"], "two pages are left, and b would take them both"
 
 
 def full_pool(overlap: int) -> tuple[Scheduler, Request, Request]:
@@ -161,6 +161,20 @@ def test_abort_while_preempted_leaves_nothing() -> None:
     land(scheduler, step)
     finish(scheduler)
     assert second.num_outputs == 1
+
+
+def test_a_row_waits_for_pages_that_come_back_rather_than_preempt() -> None:
+    scheduler = scheduler_of(num_pages=7, prefix_cache=False)
+    for name, num_prompt in (("a", 7), ("b", 7), ("c", 3)):
+        scheduler.add(request_of(name, num_prompt))
+    steps = [scheduled(scheduler), scheduled(scheduler)]
+    assert names(steps[1]) == ["a", "b", "c"]
+    land(scheduler, steps[0])
+    scheduler.abort("c")  # its page comes back when the second step lands
+    steps.append(scheduled(scheduler))
+    assert (names(steps[2]), steps[2].preempted) == (["a"], [])
+    land(scheduler, steps[1])
+    assert names(scheduled(scheduler)) == ["a", "b"]
 
 
 def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
@@ -276,3 +290,15 @@ def test_draining_refuses_new_work_and_finishes_the_old() -> None:
 def test_limits_that_contradict_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scheduler_of(**changes)
+
+
+def test_counters_tell_what_is_held() -> None:
+    scheduler = scheduler_of(max_num_rows=1)
+    scheduler.add(request_of("a", 8))
+    scheduler.add(request_of("b", 8))
+    scheduler.schedule()
+    stats = scheduler.stats()
+    assert (stats.running, stats.waiting, stats.steps_in_flight, stats.preemptions) == (1, 1, 1, 0)
+    assert (stats.pages_free, stats.pages_cached, stats.pages_used, stats.pages_total) == (62, 0, 2, 64)
+    assert scheduler.get("b") is not None
+    assert not scheduler.idle

@@ -35,6 +35,10 @@ def test_a_prompt_is_prefilled_then_decoded_token_by_token() -> None:
     assert (step.num_decode_rows, step.rows[0].admitted, step.rows[0].num_new_pages) == (1, False, 0)
 
 
+def test_a_request_in_a_log_shows_counts_and_no_prompt() -> None:
+    assert repr(request_of("a")) == "Request('a', waiting, 6 prompt tokens, 0 outputs, 0 computed, 0 in flight)"
+
+
 def test_a_decode_row_gets_a_page_when_its_position_needs_one() -> None:
     scheduler = scheduler_of()
     request = request_of("a", 4)
@@ -186,6 +190,29 @@ def test_results_may_come_as_lists() -> None:
     assert (request.num_computed, request.in_flight) == (7, 1)
     with pytest.raises(AssertionError, match="more tokens than the row verified"):
         scheduler.land(second, [[51, 52]])
+
+
+def test_a_row_that_verified_drafts_brings_several_tokens() -> None:
+    scheduler = scheduler_of(overlap=0)
+    request = request_of("a", 6)
+    scheduler.add(request)
+    advance(scheduler)
+    step = scheduled(scheduler)
+    step.rows[0].num_tokens = 3  # two drafts, of which one is accepted
+    request.num_computed += 2
+    (landed,) = scheduler.land(step, [[50, 51]])
+    assert landed.new_token_ids == [50, 51]
+    assert spans(scheduler.schedule()) == [("a", 8, 1, True)]
+
+
+def test_tokens_after_the_end_are_dropped() -> None:
+    scheduler = scheduler_of(overlap=0)
+    request = request_of("a", 6)
+    scheduler.add(request)
+    (landed,) = scheduler.land(scheduled(scheduler), [[50, EOS, 51]])
+    assert (landed.new_token_ids, landed.finish_reason) == ([50, EOS], FinishReason.STOP)
+    assert list(request.output_ids) == [50, EOS]
+    assert_all_back(scheduler)
 
 
 def test_results_must_fit_the_step() -> None:

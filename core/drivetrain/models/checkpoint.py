@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 import torch
-from drivetrain_plugins.contract.capabilities import Dtype
-from drivetrain_plugins.contract.executor import Weights
-from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
 
 from drivetrain.errors import WeightError
 from drivetrain.models.families import family_of
 from drivetrain.models.families.names import Either, Fused, Place, Stacked
+from drivetrain_plugins.contract.capabilities import Dtype
+from drivetrain_plugins.contract.executor import Weights
+from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
 
 _LAYER_MODULE = re.compile(r"layers\.(\d+)\.(.+)")
 _SUFFIXES = ("weight", "bias")

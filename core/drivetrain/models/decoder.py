@@ -12,6 +12,11 @@ import math
 from typing import Any
 
 import torch
+
+from drivetrain.errors import ConfigError
+from drivetrain.models.loader import WeightLoader
+from drivetrain.models.rotary import rotary_table
+from drivetrain.models.sharding import shard_spec, shards, vocab_shard, vocab_share
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, RotaryTable
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.capabilities import Dtype, KVDtype
@@ -20,11 +25,6 @@ from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, RotarySpec, weight_shapes
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, StepContext
 from drivetrain_plugins.contract.slots import StepInputs
-
-from drivetrain.errors import ConfigError
-from drivetrain.models.loader import WeightLoader
-from drivetrain.models.rotary import rotary_table
-from drivetrain.models.sharding import shard_spec, shards, vocab_shard, vocab_share
 
 _TABLE_ROWS = 512
 """Rotary tables have a multiple of so many rows: padding tokens may stand anywhere in a row's last page."""

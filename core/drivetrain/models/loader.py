@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from drivetrain.errors import WeightError
+from drivetrain.models.sharding import shards
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.executor import Progress, Weights
 from drivetrain_plugins.contract.model import DecoderSpec, NormSpec, weight_shapes
 from drivetrain_plugins.contract.ops import LinearWeight
-
-from drivetrain.errors import WeightError
-from drivetrain.models.sharding import shards
 
 
 class WeightLoader:

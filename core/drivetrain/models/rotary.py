@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from drivetrain_plugins.contract.attention import RotaryTable
 from drivetrain_plugins.contract.model import RotarySpec
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, weight_shapes
-
 from drivetrain.errors import UnsupportedModel
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, weight_shapes
 
 
 @dataclass(frozen=True, slots=True)

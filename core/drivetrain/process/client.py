@@ -76,6 +76,7 @@ class ProcessEngine:
         self._restarts: deque[float] = deque()
         self._info: EngineInfo | None = None
         self._failure: str | None = None
+        self._last_error: str | None = None
         self._phases: dict[str, Phase] = {}
         self._streams: dict[str, _Stream] = {}
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
@@ -94,7 +95,7 @@ class ProcessEngine:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended, or None while it lives."""
+        """Why the engine ended for good; None while it lives or is started again."""
         return self._failure
 
     @property
@@ -121,7 +122,7 @@ class ProcessEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Update], None]:
         """Stream the updates of a request; see `EngineClient.generate`."""
         if self._info is None:
-            raise EngineDead(self._failure or "the engine is not ready yet")
+            raise EngineDead(self._failure or self._last_error or "the engine is not ready yet")
         if request.request_id in self._streams:
             raise DrivetrainError(f"request_id {request.request_id!r} is already running")
         stream = _Stream(request, set(range(request.params.n)))
@@ -191,7 +192,7 @@ class ProcessEngine:
         while True:
             error = await self._run_once()
             was_ready = self._info is not None
-            self._info, self._failure, self._writer = None, str(error), None
+            self._info, self._last_error, self._writer = None, f"{error}; it is being started again", None
             for waiter in self._stats_waiters:
                 if not waiter.done():
                     waiter.set_result(EngineStats())
@@ -199,7 +200,7 @@ class ProcessEngine:
             again = was_ready and not self._closing and self._may_restart()
             self._end_streams(error, keep_unstarted=again)
             if not again:
-                self._given_up = error
+                self._given_up, self._failure = error, str(error)
                 self._ready.set()
                 return
             _log.error("engine: %s; starting it again", error)
@@ -297,7 +298,7 @@ class ProcessEngine:
             case Progress(phase):
                 self._phases[phase.name] = phase
             case Ready(info):
-                self._info, self._failure = info, None
+                self._info = info
                 self._ready.set()
                 for stream in self._streams.values():
                     self._write(Submit(stream.request))

@@ -16,6 +16,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             priority=0,
             probe="drivetrain_cpu.probe:probe",
             backend="drivetrain_cpu.backend:CpuBackend",
+            options="drivetrain_cpu.options:CpuOptions",
             description="the processor of this machine, with PyTorch",
         )
     ]

@@ -29,7 +29,7 @@ def frontend_factory(config: Config) -> Callable[[EngineClient], Frontend]:
     from drivetrain.frontend import load_frontend
 
     def load(engine: EngineClient) -> Frontend:
-        return load_frontend(config.engine, engine, chat_template=config.engine.chat_template)
+        return load_frontend(config.engine, engine)
 
     return load
 

@@ -10,8 +10,6 @@ import difflib
 from collections.abc import Mapping
 from typing import cast
 
-from drivetrain_plugins.contract.model import DecoderSpec
-
 from drivetrain.errors import UnsupportedModel
 from drivetrain.models.families.bloom import BLOOM
 from drivetrain.models.families.cohere import COHERE, COHERE2
@@ -31,6 +29,7 @@ from drivetrain.models.families.phi3 import PHI3
 from drivetrain.models.families.qwen import QWEN2, QWEN3
 from drivetrain.models.families.stablelm import STABLELM
 from drivetrain.models.families.starcoder2 import STARCODER2
+from drivetrain_plugins.contract.model import DecoderSpec
 
 __all__ = ["FAMILIES", "Family", "decoder_spec", "family_of"]
 

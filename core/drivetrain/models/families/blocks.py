@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec, NormSpec, RotarySpec
-
 from drivetrain.models.families.config import ModelConfig
+from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec, NormSpec, RotarySpec
 
 Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"]
 

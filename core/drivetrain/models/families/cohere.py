@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QKNormSpec
-
 from drivetrain.models.families.blocks import Sizes, decoder, layer_norm, rotary, score_scale, sizes, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import LLAMA_PLACES, QK_NORM_PLACES, ROTARY_BUFFERS, WeightNames
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QKNormSpec
 
 
 def _attention(config: ModelConfig, size: Sizes, *, base: float) -> AttentionSpec:

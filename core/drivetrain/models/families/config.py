@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from drivetrain_plugins.contract.model import Activation
-
 from drivetrain.errors import UnsupportedModel
+from drivetrain_plugins.contract.model import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
-
 from drivetrain.models.families.blocks import alibi_slopes, decoder, layer_norm, rotary, score_scale, sizes
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import ROTARY_BUFFERS, Either, WeightNames, fused_qkv
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
 def falcon(config: ModelConfig) -> DecoderSpec:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from drivetrain_plugins.contract.model import DecoderSpec
-
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.names import WeightNames
+from drivetrain_plugins.contract.model import DecoderSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

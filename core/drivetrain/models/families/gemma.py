@@ -6,16 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import (
-    AttentionSpec,
-    DecoderSpec,
-    EmbeddingSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-    QKNormSpec,
-)
-
 from drivetrain.models.families.blocks import Sizes, decoder, rms_norm, rotary, score_scale, sizes, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
@@ -26,6 +16,15 @@ from drivetrain.models.families.names import (
     QK_NORM_PLACES,
     ROTARY_BUFFERS,
     WeightNames,
+)
+from drivetrain_plugins.contract.model import (
+    AttentionSpec,
+    DecoderSpec,
+    EmbeddingSpec,
+    LayerSpec,
+    MlpSpec,
+    NormSpec,
+    QKNormSpec,
 )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec
-
 from drivetrain.models.families.blocks import decoder
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.llama import llama_parts
 from drivetrain.models.families.names import LLAMA_NAMES
+from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec
 
 
 def granite(config: ModelConfig) -> DecoderSpec:

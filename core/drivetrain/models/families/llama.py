@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
-
 from drivetrain.models.families.blocks import Sizes, decoder, rms_norm, rotary, score_scale, sizes
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import LLAMA_NAMES
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from drivetrain_plugins.contract.model import DecoderSpec
-
 from drivetrain.models.families.blocks import decoder, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.llama import llama_parts, windowed
 from drivetrain.models.families.names import LLAMA_NAMES
+from drivetrain_plugins.contract.model import DecoderSpec
 
 
 def mistral(config: ModelConfig) -> DecoderSpec:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec, QKNormSpec
-
 from drivetrain.models.families.blocks import decoder, rms_norm
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
@@ -17,6 +15,7 @@ from drivetrain.models.families.names import (
     ROTARY_BUFFERS,
     WeightNames,
 )
+from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec, QKNormSpec
 
 
 def olmo2(config: ModelConfig) -> DecoderSpec:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, EmbeddingSpec, LayerSpec, MlpSpec
-
 from drivetrain.models.families.blocks import decoder, layer_norm, score_scale, sizes
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import WeightNames, projections
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, EmbeddingSpec, LayerSpec, MlpSpec
 
 
 def opt(config: ModelConfig) -> DecoderSpec:

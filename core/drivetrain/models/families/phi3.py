@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import DecoderSpec
-
 from drivetrain.models.families.blocks import decoder, rms_norm, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.llama import llama_parts, windowed
 from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, Fused, WeightNames, fused_qkv
+from drivetrain_plugins.contract.model import DecoderSpec
 
 
 def phi3(config: ModelConfig) -> DecoderSpec:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import DecoderSpec, QKNormSpec
-
 from drivetrain.models.families.blocks import decoder, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.llama import llama_parts, windowed
 from drivetrain.models.families.names import LLAMA_NAMES, LLAMA_PLACES, QK_NORM_PLACES, ROTARY_BUFFERS, WeightNames
+from drivetrain_plugins.contract.model import DecoderSpec, QKNormSpec
 
 
 def _qwen_windows(config: ModelConfig, layers: int) -> list[int | None]:

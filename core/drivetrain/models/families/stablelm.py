@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QKNormSpec
-
 from drivetrain.models.families.blocks import decoder, layer_norm, rotary, score_scale, sizes
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, Stacked, WeightNames
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QKNormSpec
 
 
 def stablelm(config: ModelConfig) -> DecoderSpec:

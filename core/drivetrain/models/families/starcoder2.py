@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
-
 from drivetrain.models.families.blocks import decoder, layer_norm, rotary, score_scale, sizes, windows
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
 from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, WeightNames
+from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
 def starcoder2(config: ModelConfig) -> DecoderSpec:
