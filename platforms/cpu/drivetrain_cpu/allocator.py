@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-
-from drivetrain_cpu.host_memory import HostMemory, host_memory
 from drivetrain_plugins.contract.batch import NULL_PAGE
 from drivetrain_plugins.contract.memory import (
     Allocator,
@@ -24,6 +22,8 @@ from drivetrain_plugins.contract.memory import (
     MemoryUse,
 )
 from drivetrain_plugins.errors import OutOfMemory
+
+from drivetrain_cpu.host_memory import HostMemory, host_memory
 
 KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MIN_PAGES = 2

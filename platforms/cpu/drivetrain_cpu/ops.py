@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.ops import LinearWeight, Ops
 
