@@ -73,8 +73,10 @@ class WeightLoader:
             return self.tensor(names[0])
         rows = [self._share(name)[0] for name in names]
         out = torch.empty(sum(rows), *self._share(names[0])[1:], dtype=self._dtype, device=self._device.torch_device)
-        for part, name in zip(out.split(rows), names, strict=True):
-            part.copy_(self._host(name))
+        start = 0
+        for name, count in zip(names, rows, strict=True):
+            out[start : start + count].copy_(self._host(name))
+            start += count
         return out
 
     def _share(self, name: str) -> tuple[int, ...]:

@@ -103,8 +103,9 @@ def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
 def _refuse_quantized(config: Mapping[str, object], architecture: str) -> None:
     quantization = config.get("quantization_config")
     if quantization is not None:
-        options = cast(Mapping[str, object], quantization) if isinstance(quantization, Mapping) else {}
-        method = options.get("quant_method")
+        reader = ModelConfig({"quantization_config": quantization}, architecture)
+        options = reader.section("quantization_config")
+        method = options.raw("quant_method") if options is not None else None
         raise UnsupportedModel(
             f"{architecture}: quantization_config.quant_method = {method!r} in the configuration is not served; "
             f"use an unquantized checkpoint or a .gguf file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from drivetrain.models.families.config import ModelConfig
 from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec, NormSpec, RotarySpec
@@ -228,12 +228,10 @@ def _parameters(
 
 
 def _factors(table: ModelConfig, key: str, dim: int) -> tuple[float, ...]:
-    value = table.raw(key)
-    items = list(cast(Sequence[object], value)) if isinstance(value, list | tuple) else []
-    numbers = tuple(float(item) for item in items if isinstance(item, int | float) and not isinstance(item, bool))
-    if len(numbers) != len(items) or len(numbers) != dim // 2:
-        raise table.refuse(key, f"{len(items)} entries", f"a list of {dim // 2} numbers")
-    return numbers
+    factors = table.numbers(key)
+    if len(factors) != dim // 2:
+        raise table.refuse(key, f"{len(factors)} entries", f"a list of {dim // 2} numbers")
+    return factors
 
 
 def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> tuple[float, ...]:

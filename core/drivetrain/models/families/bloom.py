@@ -9,7 +9,7 @@ from drivetrain.models.families.names import WeightNames, fused_qkv
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, EmbeddingSpec, LayerSpec, MlpSpec
 
 
-def bloom(config: ModelConfig) -> DecoderSpec:
+def _bloom(config: ModelConfig) -> DecoderSpec:
     config.require("apply_residual_connection_post_layernorm", False)
     size = sizes(config, max_positions=2048)
     attention = AttentionSpec(
@@ -32,7 +32,7 @@ _LAYER = "{root}h.{i}"
 BLOOM = Family(
     architectures=("BloomForCausalLM",),
     model_types=("bloom",),
-    spec=bloom,
+    spec=_bloom,
     names=WeightNames(
         places={
             "embed": "{root}word_embeddings",

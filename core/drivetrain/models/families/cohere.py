@@ -40,7 +40,7 @@ def _decoder(config: ModelConfig, size: Sizes, mixers: list[AttentionSpec]) -> D
     )
 
 
-def cohere(config: ModelConfig) -> DecoderSpec:
+def _cohere(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     attention = _attention(config, size, base=500_000.0)
     if config.flag("use_qk_norm", default=False):
@@ -49,7 +49,7 @@ def cohere(config: ModelConfig) -> DecoderSpec:
     return _decoder(config, size, [attention] * size.layers)
 
 
-def cohere2(config: ModelConfig) -> DecoderSpec:
+def _cohere2(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     attention = _attention(config, size, base=10_000.0)
     pattern = config.size("sliding_window_pattern", default=4)
@@ -69,12 +69,12 @@ _PLACES = {key: place for key, place in LLAMA_PLACES.items() if key != "layers.m
 COHERE = Family(
     architectures=("CohereForCausalLM",),
     model_types=("cohere",),
-    spec=cohere,
+    spec=_cohere,
     names=WeightNames(places={**_PLACES, **QK_NORM_PLACES}, ignored=ROTARY_BUFFERS),
 )
 COHERE2 = Family(
     architectures=("Cohere2ForCausalLM",),
     model_types=("cohere2",),
-    spec=cohere2,
+    spec=_cohere2,
     names=WeightNames(places=_PLACES, ignored=ROTARY_BUFFERS),
 )

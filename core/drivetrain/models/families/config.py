@@ -89,13 +89,28 @@ class ModelConfig:
         """A list of strings, or None where the key is not given."""
         if not self.given(key):
             return None
-        value = self._values[key]
+        strings: list[str] = []
+        for item in self.items(key):
+            if not isinstance(item, str):
+                raise self.refuse(key, item, "strings only")
+            strings.append(item)
+        return strings
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of numbers."""
+        numbers: list[float] = []
+        for item in self.items(key):
+            if not isinstance(item, int | float) or isinstance(item, bool):
+                raise self.refuse(key, item, "numbers only")
+            numbers.append(float(item))
+        return tuple(numbers)
+
+    def items(self, key: str) -> Sequence[object]:
+        """A list of anything."""
+        value = self._values.get(key)
         if not isinstance(value, list | tuple):
-            raise self.refuse(key, value, "a list of strings")
-        items = cast(Sequence[object], value)
-        if not all(isinstance(item, str) for item in items):
-            raise self.refuse(key, value, "a list of strings")
-        return [str(item) for item in items]
+            raise self.refuse(key, cast(object, value), "a list")
+        return cast(Sequence[object], value)
 
     def section(self, key: str) -> ModelConfig | None:
         """A nested table, or None where the key is not given."""

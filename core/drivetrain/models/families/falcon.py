@@ -9,7 +9,7 @@ from drivetrain.models.families.names import ROTARY_BUFFERS, Either, WeightNames
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
-def falcon(config: ModelConfig) -> DecoderSpec:
+def _falcon(config: ModelConfig) -> DecoderSpec:
     config.require("apply_residual_connection_post_layernorm", False)
     size = sizes(config, max_positions=2048)
     new = config.flag("new_decoder_architecture", default=False)
@@ -33,7 +33,8 @@ def falcon(config: ModelConfig) -> DecoderSpec:
         head_dim=size.head_dim,
         scale=scale,
         rotary=None if alibi else rotary(config, size),
-        # Falcon scales scores after the slopes have been added.
+        # Falcon scales scores after the slopes have been added. `transformers` rounds slopes and biases to bfloat16,
+        # which shows from 16 heads on; here they stay exact.
         alibi_slopes=tuple(slope * scale for slope in alibi_slopes(size.heads)) if alibi else (),
         qkv_bias=bias,
         out_bias=bias,
@@ -56,7 +57,7 @@ _LAYER = "{root}h.{i}"
 FALCON = Family(
     architectures=("FalconForCausalLM", "RWForCausalLM"),
     model_types=("falcon", "RefinedWeb", "RefinedWebModel"),
-    spec=falcon,
+    spec=_falcon,
     names=WeightNames(
         places={
             "embed": "{root}word_embeddings",

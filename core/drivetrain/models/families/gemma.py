@@ -15,6 +15,7 @@ from drivetrain.models.families.names import (
     LLAMA_PLACES,
     QK_NORM_PLACES,
     ROTARY_BUFFERS,
+    Either,
     WeightNames,
 )
 from drivetrain_plugins.contract.model import (
@@ -66,7 +67,7 @@ def _decoder(config: ModelConfig, size: Sizes, layers: Sequence[LayerSpec]) -> D
     )
 
 
-def gemma(config: ModelConfig) -> DecoderSpec:
+def _gemma(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     mlp = _mlp(config, "hidden_activation", "hidden_act")
     if not config.given("hidden_activation") and mlp.activation == "gelu":
@@ -80,7 +81,7 @@ def _branch_normed(config: ModelConfig, mixer: AttentionSpec) -> LayerSpec:
     return LayerSpec(mixer=mixer, mlp=_mlp(config, "hidden_activation"), norm=_norm(config), branch_norm=True)
 
 
-def gemma2(config: ModelConfig) -> DecoderSpec:
+def _gemma2(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     attention = _attention(config, size, score_scale(config.number("query_pre_attn_scalar", default=256)))
     layer_windows = windows(config, size.layers, lambda layer: layer % 2 == 0)
@@ -88,7 +89,7 @@ def gemma2(config: ModelConfig) -> DecoderSpec:
     return _decoder(config, size, layers)
 
 
-def gemma3(config: ModelConfig) -> DecoderSpec:
+def _gemma3(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     attention = _attention(config, size, score_scale(config.number("query_pre_attn_scalar", default=256)))
     attention = replace(
@@ -119,19 +120,19 @@ _GEMMA2_PLACES = {**LLAMA_PLACES, **BRANCH_NORM_PLACES}
 _GEMMA3_PLACES = {**_GEMMA2_PLACES, **QK_NORM_PLACES}
 
 GEMMA = Family(
-    architectures=("GemmaForCausalLM",), model_types=("gemma",), spec=gemma, names=LLAMA_NAMES, defaults=_HEAD_DIM
+    architectures=("GemmaForCausalLM",), model_types=("gemma",), spec=_gemma, names=LLAMA_NAMES, defaults=_HEAD_DIM
 )
 GEMMA2 = Family(
     architectures=("Gemma2ForCausalLM",),
     model_types=("gemma2",),
-    spec=gemma2,
+    spec=_gemma2,
     names=WeightNames(places=_GEMMA2_PLACES, ignored=ROTARY_BUFFERS),
     defaults=_HEAD_DIM,
 )
 GEMMA3 = Family(
     architectures=("Gemma3ForCausalLM",),
     model_types=("gemma3_text",),
-    spec=gemma3,
+    spec=_gemma3,
     names=WeightNames(places=_GEMMA3_PLACES, ignored=ROTARY_BUFFERS),
     defaults=_GEMMA3_DEFAULTS,
 )
@@ -139,9 +140,9 @@ GEMMA3 = Family(
 GEMMA3_TEXT_PART = Family(
     architectures=("Gemma3ForConditionalGeneration",),
     model_types=("gemma3",),
-    spec=gemma3,
+    spec=_gemma3,
     names=WeightNames(
-        places=_GEMMA3_PLACES,
+        places={**_GEMMA3_PLACES, "lm_head": Either(modules=("lm_head", "language_model.lm_head"))},
         roots=("model.language_model.", "language_model.model."),
         ignored=(
             *ROTARY_BUFFERS,

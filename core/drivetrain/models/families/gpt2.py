@@ -9,7 +9,7 @@ from drivetrain.models.families.names import WeightNames, fused_qkv
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, EmbeddingSpec, LayerSpec, MlpSpec
 
 
-def gpt2(config: ModelConfig) -> DecoderSpec:
+def _gpt2(config: ModelConfig) -> DecoderSpec:
     config.require("add_cross_attention", False)
     size = sizes(config, max_positions=1024)
     scale = score_scale(size.head_dim) if config.flag("scale_attn_weights", default=True) else 1.0
@@ -44,7 +44,7 @@ _LAYER = "{root}h.{i}"
 GPT2 = Family(
     architectures=("GPT2LMHeadModel",),
     model_types=("gpt2",),
-    spec=gpt2,
+    spec=_gpt2,
     names=WeightNames(
         places={
             "embed": "{root}wte",

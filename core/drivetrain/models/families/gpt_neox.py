@@ -5,11 +5,11 @@ from __future__ import annotations
 from drivetrain.models.families.blocks import decoder, layer_norm, rotary, score_scale, sizes
 from drivetrain.models.families.config import ModelConfig
 from drivetrain.models.families.family import Family
-from drivetrain.models.families.names import ROTARY_BUFFERS, WeightNames, fused_qkv
+from drivetrain.models.families.names import ROTARY_BUFFERS, Either, WeightNames, fused_qkv
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
-def gpt_neox(config: ModelConfig) -> DecoderSpec:
+def _gpt_neox(config: ModelConfig) -> DecoderSpec:
     size = sizes(config, max_positions=2048)
     bias = config.flag("attention_bias", default=True)
     attention = AttentionSpec(
@@ -39,7 +39,7 @@ _LAYER = "{root}layers.{i}"
 GPT_NEOX = Family(
     architectures=("GPTNeoXForCausalLM",),
     model_types=("gpt_neox",),
-    spec=gpt_neox,
+    spec=_gpt_neox,
     names=WeightNames(
         places={
             "embed": "{root}embed_in",
@@ -50,7 +50,7 @@ GPT_NEOX = Family(
             "layers.mlp.up": f"{_LAYER}.mlp.dense_h_to_4h",
             "layers.mlp.down": f"{_LAYER}.mlp.dense_4h_to_h",
             "final_norm": "{root}final_layer_norm",
-            "lm_head": "embed_out",
+            "lm_head": Either(modules=("embed_out", "lm_head")),
         },
         roots=("gpt_neox.", ""),
         ignored=("*.attention.bias", "*.attention.masked_bias", *ROTARY_BUFFERS),

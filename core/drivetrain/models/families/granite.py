@@ -12,7 +12,7 @@ from drivetrain.models.families.names import LLAMA_NAMES
 from drivetrain_plugins.contract.model import DecoderSpec, EmbeddingSpec, LayerSpec
 
 
-def granite(config: ModelConfig) -> DecoderSpec:
+def _granite(config: ModelConfig) -> DecoderSpec:
     bias = config.flag("attention_bias", default=False)
     parts = llama_parts(config, qkv_bias=bias, out_bias=bias, mlp_bias=config.flag("mlp_bias", default=False))
     attention = replace(parts.attention, scale=config.number("attention_multiplier", default=1.0))
@@ -33,4 +33,4 @@ def granite(config: ModelConfig) -> DecoderSpec:
     )
 
 
-GRANITE = Family(architectures=("GraniteForCausalLM",), model_types=("granite",), spec=granite, names=LLAMA_NAMES)
+GRANITE = Family(architectures=("GraniteForCausalLM",), model_types=("granite",), spec=_granite, names=LLAMA_NAMES)

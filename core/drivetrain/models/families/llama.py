@@ -54,10 +54,10 @@ def windowed(parts: LlamaParts, layer_windows: Sequence[int | None]) -> list[Lay
     ]
 
 
-def llama(config: ModelConfig) -> DecoderSpec:
+def _llama(config: ModelConfig) -> DecoderSpec:
     bias = config.flag("attention_bias", default=False)
     parts = llama_parts(config, qkv_bias=bias, out_bias=bias, mlp_bias=config.flag("mlp_bias", default=False))
     return decoder(config, parts.size, windowed(parts, [None] * parts.size.layers), final_norm=parts.norm, tied=False)
 
 
-LLAMA = Family(architectures=("LlamaForCausalLM",), model_types=("llama",), spec=llama, names=LLAMA_NAMES)
+LLAMA = Family(architectures=("LlamaForCausalLM",), model_types=("llama",), spec=_llama, names=LLAMA_NAMES)

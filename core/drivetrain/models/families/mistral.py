@@ -10,11 +10,11 @@ from drivetrain.models.families.names import LLAMA_NAMES
 from drivetrain_plugins.contract.model import DecoderSpec
 
 
-def mistral(config: ModelConfig) -> DecoderSpec:
+def _mistral(config: ModelConfig) -> DecoderSpec:
     parts = llama_parts(config, qkv_bias=False, out_bias=False)
     sliding = config.given("sliding_window")
     layers = windowed(parts, windows(config, parts.size.layers, lambda layer: sliding))
     return decoder(config, parts.size, layers, final_norm=parts.norm, tied=False)
 
 
-MISTRAL = Family(architectures=("MistralForCausalLM",), model_types=("mistral",), spec=mistral, names=LLAMA_NAMES)
+MISTRAL = Family(architectures=("MistralForCausalLM",), model_types=("mistral",), spec=_mistral, names=LLAMA_NAMES)

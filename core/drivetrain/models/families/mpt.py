@@ -9,7 +9,7 @@ from drivetrain.models.families.names import WeightNames, fused_qkv
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
-def mpt(config: ModelConfig) -> DecoderSpec:
+def _mpt(config: ModelConfig) -> DecoderSpec:
     config.require("no_bias", True)
     config.require("logit_scale")
     config.require("norm_type", "low_precision_layernorm", "layernorm")
@@ -40,7 +40,7 @@ _LAYER = "{root}blocks.{i}"
 MPT = Family(
     architectures=("MptForCausalLM", "MPTForCausalLM"),
     model_types=("mpt",),
-    spec=mpt,
+    spec=_mpt,
     names=WeightNames(
         places={
             "embed": "{root}wte",

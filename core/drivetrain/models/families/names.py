@@ -50,7 +50,7 @@ class Fused:
             start = {"q": 0, "k": heads, "v": heads + kv_heads}[self.part] * size
             return fused[start : start + (heads if self.part == "q" else kv_heads) * size]
         queries = heads // kv_heads
-        groups = fused.unflatten(0, (kv_heads, queries + 2, size))
+        groups = fused.reshape(kv_heads, queries + 2, size, *fused.shape[1:])
         wanted = {"q": groups[:, :queries], "k": groups[:, queries], "v": groups[:, queries + 1]}[self.part]
         return wanted.reshape(-1, *fused.shape[1:])
 

@@ -18,7 +18,7 @@ from drivetrain.models.families.names import (
 from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec, QKNormSpec
 
 
-def olmo2(config: ModelConfig) -> DecoderSpec:
+def _olmo2(config: ModelConfig) -> DecoderSpec:
     bias = config.flag("attention_bias", default=False)
     parts = llama_parts(config, qkv_bias=bias, out_bias=bias)
     norm = rms_norm(config, eps=1e-5, late_weight=False)
@@ -30,6 +30,6 @@ def olmo2(config: ModelConfig) -> DecoderSpec:
 OLMO2 = Family(
     architectures=("Olmo2ForCausalLM",),
     model_types=("olmo2",),
-    spec=olmo2,
+    spec=_olmo2,
     names=WeightNames(places={**LLAMA_PLACES, **QK_NORM_PLACES, **BRANCH_NORM_PLACES}, ignored=ROTARY_BUFFERS),
 )

@@ -9,7 +9,7 @@ from drivetrain.models.families.names import WeightNames, projections
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, EmbeddingSpec, LayerSpec, MlpSpec
 
 
-def opt(config: ModelConfig) -> DecoderSpec:
+def _opt(config: ModelConfig) -> DecoderSpec:
     size = sizes(config, max_positions=2048)
     bias = config.flag("enable_bias", default=True)
     affine = config.flag("layer_norm_elementwise_affine", default=True)
@@ -50,7 +50,7 @@ _LAYER = "{root}layers.{i}"
 OPT = Family(
     architectures=("OPTForCausalLM",),
     model_types=("opt",),
-    spec=opt,
+    spec=_opt,
     names=WeightNames(
         places={
             "embed": "{root}embed_tokens",

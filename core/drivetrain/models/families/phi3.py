@@ -12,7 +12,7 @@ from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, Fused
 from drivetrain_plugins.contract.model import DecoderSpec
 
 
-def phi3(config: ModelConfig) -> DecoderSpec:
+def _phi3(config: ModelConfig) -> DecoderSpec:
     parts = llama_parts(config, qkv_bias=False, out_bias=False)
     parts = replace(parts, norm=rms_norm(config, eps=1e-5))
     sliding = config.given("sliding_window")
@@ -23,7 +23,7 @@ def phi3(config: ModelConfig) -> DecoderSpec:
 PHI3 = Family(
     architectures=("Phi3ForCausalLM",),
     model_types=("phi3",),
-    spec=phi3,
+    spec=_phi3,
     names=WeightNames(
         places={
             **LLAMA_PLACES,

@@ -19,13 +19,13 @@ def _qwen_windows(config: ModelConfig, layers: int) -> list[int | None]:
     return windows(config, layers, lambda layer: layer >= first)
 
 
-def qwen2(config: ModelConfig) -> DecoderSpec:
+def _qwen2(config: ModelConfig) -> DecoderSpec:
     parts = llama_parts(config, qkv_bias=True, out_bias=False)
     layers = windowed(parts, _qwen_windows(config, parts.size.layers))
     return decoder(config, parts.size, layers, final_norm=parts.norm, tied=False)
 
 
-def qwen3(config: ModelConfig) -> DecoderSpec:
+def _qwen3(config: ModelConfig) -> DecoderSpec:
     bias = config.flag("attention_bias", default=False)
     parts = llama_parts(config, qkv_bias=bias, out_bias=bias)
     parts = replace(parts, attention=replace(parts.attention, qk_norm=QKNormSpec(norm=parts.norm)))
@@ -33,11 +33,11 @@ def qwen3(config: ModelConfig) -> DecoderSpec:
     return decoder(config, parts.size, layers, final_norm=parts.norm, tied=False)
 
 
-QWEN2 = Family(architectures=("Qwen2ForCausalLM",), model_types=("qwen2",), spec=qwen2, names=LLAMA_NAMES)
+QWEN2 = Family(architectures=("Qwen2ForCausalLM",), model_types=("qwen2",), spec=_qwen2, names=LLAMA_NAMES)
 QWEN3 = Family(
     architectures=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
-    spec=qwen3,
+    spec=_qwen3,
     names=WeightNames(places={**LLAMA_PLACES, **QK_NORM_PLACES}, ignored=ROTARY_BUFFERS),
     defaults={"head_dim": 128},
 )

@@ -9,7 +9,7 @@ from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, Stack
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QKNormSpec
 
 
-def stablelm(config: ModelConfig) -> DecoderSpec:
+def _stablelm(config: ModelConfig) -> DecoderSpec:
     size = sizes(config)
     eps = config.number("layer_norm_eps", default=1e-5)
     per_head = config.flag("qk_layernorm", default=False)
@@ -34,7 +34,7 @@ def stablelm(config: ModelConfig) -> DecoderSpec:
 STABLELM = Family(
     architectures=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     model_types=("stablelm", "stablelm_epoch"),
-    spec=stablelm,
+    spec=_stablelm,
     names=WeightNames(
         places={
             **LLAMA_PLACES,

@@ -11,7 +11,7 @@ from drivetrain.models.families.names import LLAMA_PLACES, ROTARY_BUFFERS, Weigh
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 
 
-def starcoder2(config: ModelConfig) -> DecoderSpec:
+def _starcoder2(config: ModelConfig) -> DecoderSpec:
     config.require("norm_type", "layer_norm")
     config.require("mlp_type", "default")
     size = sizes(config)
@@ -44,7 +44,7 @@ def starcoder2(config: ModelConfig) -> DecoderSpec:
 STARCODER2 = Family(
     architectures=("Starcoder2ForCausalLM",),
     model_types=("starcoder2",),
-    spec=starcoder2,
+    spec=_starcoder2,
     names=WeightNames(
         places={
             **LLAMA_PLACES,
