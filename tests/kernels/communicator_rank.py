@@ -6,6 +6,7 @@ import sys
 import time
 
 import torch
+
 from drivetrain_cpu.communicator import GlooCommunicator
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.errors import CommunicatorError

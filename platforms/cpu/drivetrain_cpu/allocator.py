@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+
+from drivetrain_cpu.host_memory import HostMemory, host_memory
 from drivetrain_plugins.contract.batch import NULL_PAGE
 from drivetrain_plugins.contract.memory import (
     Allocator,
@@ -22,8 +24,6 @@ from drivetrain_plugins.contract.memory import (
     MemoryUse,
 )
 from drivetrain_plugins.errors import OutOfMemory
-
-from drivetrain_cpu.host_memory import HostMemory, host_memory
 
 KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MIN_PAGES = 2

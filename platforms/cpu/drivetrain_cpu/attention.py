@@ -10,13 +10,13 @@ F rotary pairs.
 from __future__ import annotations
 
 import torch
+
+from drivetrain_cpu.allocator import CpuKVCache
+from drivetrain_cpu.attention_plan import AttentionPlan, Block, Geometry, Group, read_rows
 from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
 from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
-
-from drivetrain_cpu.allocator import CpuKVCache
-from drivetrain_cpu.attention_plan import AttentionPlan, Block, Geometry, Group, read_rows
 
 
 class CpuAttention(PagedAttention):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from drivetrain_plugins.contract.slots import StepInputs
 
 Array = npt.NDArray[np.int64]

@@ -8,12 +8,6 @@ from typing import Any
 
 import msgspec
 import torch
-from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
-from drivetrain_plugins.contract.communicator import Communicator, SoleRank
-from drivetrain_plugins.contract.executor import ExecutorLimits
-from drivetrain_plugins.contract.shapes import ShapePolicy
-from drivetrain_plugins.errors import BackendError, OutOfMemory
 
 from drivetrain_cpu.allocator import CpuAllocator
 from drivetrain_cpu.attention import CpuAttention
@@ -23,6 +17,12 @@ from drivetrain_cpu.options import CpuOptions
 from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes
 from drivetrain_cpu.runtime import CpuRuntime
 from drivetrain_cpu.threads import threads_for
+from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
+from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
+from drivetrain_plugins.contract.communicator import Communicator, SoleRank
+from drivetrain_plugins.contract.executor import ExecutorLimits
+from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.errors import BackendError, OutOfMemory
 
 _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Instruction sets that multiply bfloat16 matrices. Without one, torch converts every weight on every use."""

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
 from drivetrain_plugins.contract.communicator import Communicator
 from drivetrain_plugins.errors import CommunicatorError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.ops import LinearWeight, Ops
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+
 from drivetrain_plugins.contract.batch import Int32Array
 from drivetrain_plugins.contract.runtime import Fetch, Replay, Runtime
 
