@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
 from drivetrain_plugins.contract.batch import BatchLayout
 from drivetrain_plugins.contract.memory import Allocator, KVLayerSpec, KVSpec, MemoryLimits

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,14 +18,16 @@ from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.scheduler import Scheduler, SchedulerLimits
-from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.import_string import import_object
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
+
+if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
+    from drivetrain_plugins.contract.backend import Device
+    from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
@@ -50,14 +53,16 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         DrivetrainError: a setting, the model or the device stands in the way; the message says what to do.
     """
     clock = PhaseClock(progress)
+    with clock.phase("find device"):
+        backend = choose(config)
+    with clock.phase("open device"):
+        device = open_device(config, backend)
     with clock.phase("read model"):
         model = open_model(config)
-    with clock.phase("find device"):
-        name, device = open_device(config)
     limits = _limits(config, model, device.capabilities)
     gaps = device.unsupported(model.spec, limits)
     if gaps:
-        raise Unsupported(f"{name} cannot serve {model.name}: " + "; ".join(gaps))
+        raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
     executor = device.executor() or _model_runner(device)
     weights = open_model_weights(config, model, limits.dtype)
     plan = executor.load(model.spec, weights, limits, clock.progress)
@@ -67,7 +72,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         executor,
         limits,
         plan,
-        backend=name,
+        backend=backend.name,
         capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
     )
@@ -94,24 +99,33 @@ def open_model(config: EngineConfig) -> OpenedModel:
     )
 
 
-def open_device(config: EngineConfig) -> tuple[str, Device]:
-    """Choose a backend and open its device.
-
-    Returns:
-        The backend's name and the device.
+def choose(config: EngineConfig) -> BackendSpec:
+    """Choose the backend. Imports nothing of it.
 
     Raises:
         BackendError: none can serve, or the one asked for cannot.
+    """
+    spec = choose_backend(config.backend, blocked=config.blocked_backends).spec
+    assert spec is not None, "a selected backend has a spec"
+    return spec
+
+
+def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
+    """Open the device of a chosen backend, in the environment that it asks for.
+
+    Raises:
+        BackendError: it cannot be opened.
         ConfigError: the backend refuses its options.
     """
-    state = choose_backend(config.backend, blocked=config.blocked_backends)
-    spec = state.spec
-    assert spec is not None, "a selected backend has a spec"
+    for name, value in spec.environment.items():
+        os.environ.setdefault(name, value)
+    from drivetrain_plugins.contract.backend import Backend, RankInfo
+
     options = _checked_options(config, spec)
     made = import_object(spec.backend)
     if not isinstance(made, type) or not issubclass(made, Backend):
         raise Unsupported(f"backend {spec.name!r}: {spec.backend} is {made!r}, expected a subclass of Backend")
-    return spec.name, made().open(RankInfo(), options)
+    return made().open(RankInfo(), options)
 
 
 def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:
@@ -148,6 +162,8 @@ def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -
 
 
 def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+    from drivetrain_plugins.contract.executor import ExecutorLimits
+
     dtype = _dtype(config, model, capabilities)
     max_model_len = model.spec.max_positions
     if config.max_model_len is not None:

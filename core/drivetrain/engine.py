@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder, prompt_logprob_span
 from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
@@ -17,7 +18,9 @@ from drivetrain.sampling import check_served
 from drivetrain.scheduler import Schedule, Scheduler
 from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
-from drivetrain_plugins.contract.executor import Executor
+
+if TYPE_CHECKING:
+    from drivetrain_plugins.contract.executor import Executor
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 

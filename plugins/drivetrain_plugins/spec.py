@@ -35,6 +35,8 @@ class BackendSpec:
         backend: "module:class" of the backend itself; imported only in processes that use the device.
         description: one line for people.
         options: "module:schema" of the `[backend_options.NAME]` table, if the backend takes options.
+        environment: variables that the vendor's libraries read when they are loaded. Core sets those that are not set
+            before it imports `backend`, in processes that use the device and nowhere else.
         version: version of the backend, for reports; discovery puts in the distribution's if it is left empty.
 
     Raises:
@@ -48,6 +50,7 @@ class BackendSpec:
     backend: str
     description: str
     options: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
     version: str = ""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from drivetrain_cpu import attention_plan
 from drivetrain_cpu.allocator import CpuAllocator
 from drivetrain_cpu.attention import CpuAttention

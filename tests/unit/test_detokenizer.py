@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ SETTINGS = settings(max_examples=150, deadline=None)
 
 def chunks(ids: Sequence[int], cuts: Sequence[int]) -> list[Sequence[int]]:
     borders = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
-    return [ids[start:stop] for start, stop in zip(borders, borders[1:], strict=False)]
+    return [ids[start:stop] for start, stop in itertools.pairwise(borders)]
 
 
 def naive_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:

@@ -139,12 +139,14 @@ def _add_declared_tokens(encoder: tokenizers.Tokenizer, config: dict[str, Any], 
     declared: object = config.get("added_tokens_decoder")
     if not isinstance(declared, dict):
         return
-    tokens = {int(key): value for key, value in cast("dict[str, Any]", declared).items() if key.isdecimal()}
-    for token_id, value in sorted(tokens.items()):
-        token = _added_token(value, special=False)
-        if token is None or not token.content:
-            continue
-        encoder.add_tokens([token])  # pyright: ignore[reportUnknownMemberType] - untyped there
+    tokens: dict[int, AddedToken] = {}
+    for key, value in cast("dict[str, Any]", declared).items():
+        token = _added_token(value, special=False) if key.isdecimal() else None
+        if token is not None and token.content:
+            tokens[int(key)] = token
+    # All at once: each call rebuilds the matcher of every added token, and there may be thousands.
+    encoder.add_tokens([tokens[key] for key in sorted(tokens)])  # pyright: ignore[reportUnknownMemberType] - untyped
+    for token_id, token in tokens.items():
         got = encoder.token_to_id(token.content)
         if got != token_id:
             raise TokenizerError(
@@ -163,11 +165,12 @@ def _add_special_tokens(encoder: tokenizers.Tokenizer, special: dict[str, Any], 
         if isinstance(extra, list):
             listed += cast("list[object]", extra)
     known = {token.content for token in encoder.get_added_tokens_decoder().values()}
+    missing: dict[str, AddedToken] = {}
     for value in listed:
         token = _added_token(value, special=True)
         if token is not None and token.content and token.content not in known:
-            encoder.add_special_tokens([token])  # pyright: ignore[reportUnknownMemberType] - untyped there
-            known.add(token.content)
+            missing.setdefault(token.content, token)
+    encoder.add_special_tokens(list(missing.values()))  # pyright: ignore[reportUnknownMemberType] - untyped there
 
 
 def _set_begin_and_end(

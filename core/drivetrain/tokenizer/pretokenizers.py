@@ -88,7 +88,7 @@ PRE_TOKENIZATIONS: Mapping[str, PreTokenization] = {
     "stablelm2": PreTokenization(patterns=(_QWEN2,), nfc=True),
     "deepseek-r1-qwen": PreTokenization(patterns=(_QWEN2,), nfc=True),
     "tekken": PreTokenization(patterns=(_TEKKEN,), ignore_merges=True, add_bos=True),
-    "gpt-4o": PreTokenization(patterns=(_GPT4O,)),
+    "gpt-4o": PreTokenization(patterns=(_GPT4O,), ignore_merges=True),
     "llama4": PreTokenization(patterns=(_GPT4O,), add_bos=True),
     "deepseek-v3": PreTokenization(patterns=(r"\p{N}{1,3}", _CJK, _DEEPSEEK3)),
     "deepseek-coder": PreTokenization(

@@ -234,14 +234,12 @@ def ranked_merges(model: SentencePieceModel) -> list[tuple[str, str]]:
         if kind in mergeable
     }
     scores = model.scores
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for text, token_id in known.items():
-        score = -scores[token_id]
-        for cut in range(1, len(text)):
-            left = text[:cut]
-            if left in known:
-                right = text[cut:]
-                if right in known:
-                    ranked.append((score, known[left], known[right], left, right))
-    ranked.sort()
-    return [(left, right) for _, _, _, left, right in ranked]
+    # A comprehension, for this is the slowest step of loading: a quarter of a million pieces in Gemma's vocabulary.
+    splits = [
+        (-scores[token_id], known[text[:cut]], known[text[cut:]], text, cut)
+        for text, token_id in known.items()
+        for cut in range(1, len(text))
+        if text[:cut] in known and text[cut:] in known
+    ]
+    splits.sort()
+    return [(text[:cut], text[cut:]) for _, _, _, text, cut in splits]

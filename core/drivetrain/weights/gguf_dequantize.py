@@ -1,7 +1,10 @@
-"""Quantized GGUF blocks to float32. The five simple formats run in torch; K-quants go through the gguf package.
+"""Quantized GGUF blocks to float32. The common formats run in torch; the others go through the gguf package.
 
-A block holds 32 values. Nibble formats store values 0-15 in the low and 16-31 in the high halves of 16 bytes; the Q5
-formats keep each value's fifth bit in a 32-bit word before them.
+Simple formats have blocks of 32 values. Nibble formats store values 0-15 in the low and 16-31 in the high halves of 16
+bytes; the Q5 formats keep each value's fifth bit in a 32-bit word before them.
+
+K-quants have blocks of 256 values with a scale for each 32 (Q4_K, Q5_K) or 16 (Q6_K) of them. Bits of one
+value lie in up to two places; each decoder states where.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from drivetrain.errors import UnsupportedModel
 if TYPE_CHECKING:
     import torch
 
-CHUNK_BLOCKS = 1 << 14
-"""Blocks decoded at a time: half a million values stay in the cache."""
+CHUNK_VALUES = 1 << 19
+"""Values decoded at a time: so many stay in the cache."""
 
 
 def dequantize(raw: torch.Tensor, type_id: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -43,8 +46,9 @@ def dequantize(raw: torch.Tensor, type_id: int, shape: tuple[int, ...]) -> torch
         return _dequantize_numpy(raw, quantization, shape)
     blocks = raw.view(-1, block_bytes)
     values = torch.empty(len(blocks), block_values)
-    for start in range(0, len(blocks), CHUNK_BLOCKS):
-        decode(blocks[start : start + CHUNK_BLOCKS], values[start : start + CHUNK_BLOCKS])
+    step = CHUNK_VALUES // block_values
+    for start in range(0, len(blocks), step):
+        decode(blocks[start : start + step], values[start : start + step])
     return values.view(shape)
 
 
@@ -113,10 +117,69 @@ def _q5_1(blocks: torch.Tensor, out: torch.Tensor) -> None:
     out.mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
+def _scales_and_offsets(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What Q4_K and Q5_K multiply by and subtract, for each of 8 groups, from the first 16 bytes of a block.
+
+    Scales are d times, offsets dmin times a 6-bit number. Of the 12 packed bytes s, groups 0-3 have theirs in the low
+    bits of s[0:4] and s[4:8]; groups 4-7 have four bits in s[8:12] and their upper two on top of the earlier bytes.
+    """
+    import torch
+
+    low, high, mixed = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat([low & 63, (mixed & 15) | (low >> 6 << 4)], dim=1)
+    offsets = torch.cat([high & 63, (mixed >> 4) | (high >> 6 << 4)], dim=1)
+    return (_half(blocks[:, :2]) * scales).unsqueeze(-1), (_half(blocks[:, 2:4]) * offsets).unsqueeze(-1)
+
+
+def _group_nibbles(packed: torch.Tensor, out_B8V: torch.Tensor) -> None:
+    """Runs of 32 bytes hold one group in their low halves and the next in their high halves."""
+    runs = packed.view(-1, 4, 32) if packed.is_contiguous() else packed.reshape(-1, 4, 32)
+    out_B8V[:, 0::2] = runs & 15
+    out_B8V[:, 1::2] = runs >> 4
+
+
+def _q4_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    groups = out.view(-1, 8, 32)
+    _group_nibbles(blocks[:, 16:], groups)
+    scales, offsets = _scales_and_offsets(blocks)
+    groups.mul_(scales).sub_(offsets)
+
+
+def _q5_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """Bit g of byte v is the fifth bit of value v in group g."""
+    groups = out.view(-1, 8, 32)
+    _group_nibbles(blocks[:, 48:], groups)
+    fifth = blocks[:, 16:48]
+    for group in range(8):
+        groups[:, group].add_((fifth >> group) & 1, alpha=16)
+    scales, offsets = _scales_and_offsets(blocks)
+    groups.mul_(scales).sub_(offsets)
+
+
+def _q6_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """Each half of a block is four runs of 32 values: low and high nibbles of 64 bytes, two more bits from 32 bytes."""
+    import torch
+
+    halves = out.view(-1, 2, 4, 32)
+    for half in range(2):
+        nibbles = blocks[:, 64 * half : 64 * half + 64]
+        upper = blocks[:, 128 + 32 * half : 160 + 32 * half]
+        for run in range(4):
+            part = nibbles[:, 32 * (run % 2) : 32 * (run % 2) + 32]
+            bits = part & 15 if run < 2 else part >> 4
+            halves[:, half, run] = bits | ((upper >> (2 * run) & 3) << 4)
+    scales = _half(blocks[:, 208:]) * blocks[:, 192:208].contiguous().view(torch.int8)
+    out.sub_(32)
+    out.view(-1, 16, 16).mul_(scales.unsqueeze(-1))
+
+
 _TORCH_DECODERS: dict[str, Callable[[torch.Tensor, torch.Tensor], None]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
 }

@@ -12,8 +12,8 @@ import torch
 from drivetrain_cpu.allocator import CpuAllocator
 from drivetrain_cpu.attention import CpuAttention
 from drivetrain_cpu.communicator import GlooCommunicator
-from drivetrain_cpu.options import CpuOptions
 from drivetrain_cpu.ops import CpuOps
+from drivetrain_cpu.options import CpuOptions
 from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes
 from drivetrain_cpu.runtime import CpuRuntime
 from drivetrain_cpu.threads import threads_for

@@ -18,5 +18,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             backend="drivetrain_cpu.backend:CpuBackend",
             options="drivetrain_cpu.options:CpuOptions",
             description="the processor of this machine, with PyTorch",
+            # Threads that spin at barriers while others share the cores slow a step down many times over.
+            environment={"OMP_WAIT_POLICY": "PASSIVE"},
         )
     ]
