@@ -64,8 +64,8 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     if gaps:
         raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
     executor = device.executor() or _model_runner(device)
-    weights = open_model_weights(config, model, limits.dtype)
-    plan = executor.load(model.spec, weights, limits, clock.progress)
+    spec, weights = open_model_weights(config, model, limits.dtype)
+    plan = executor.load(spec, weights, limits, clock.progress)
     return connect(
         config,
         model,
@@ -147,8 +147,11 @@ def _model_runner(device: Device) -> Executor:
     return ModelRunner(device)
 
 
-def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -> Weights:
+def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -> tuple[DecoderSpec, Weights]:
     """The checkpoint under canonical names, or random weights in its place.
+
+    Returns:
+        The spec, tied if the checkpoint has no output matrix of its own, and the weights.
 
     Raises:
         ModelError: no weights there, or files that are corrupt.
@@ -157,8 +160,9 @@ def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -
     from drivetrain.weights.source import open_weights
 
     if config.load_format == "dummy":
-        return RandomWeights(model.spec, dtype=dtype, seed=config.seed)
-    return CheckpointWeights(open_weights(model.path), model.config, model.spec)
+        return model.spec, RandomWeights(model.spec, dtype=dtype, seed=config.seed)
+    weights = CheckpointWeights(open_weights(model.path), model.config, model.spec)
+    return weights.spec, weights
 
 
 def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:

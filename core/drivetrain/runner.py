@@ -204,7 +204,7 @@ class ModelRunner(Executor):
         layouts = _warm_layouts(self._policy, self._limits)
         for done, (layout, captured) in enumerate(layouts):
             progress("warm up", done, len(layouts), "shapes")
-            for features in _WARM_FEATURES:
+            for features in _WARM_FEATURES if captured else _WARM_FEATURES[:1]:
                 batch = _null_batch(layout, self._slots.dummy_slot, captured=captured, features=features)
                 self._execute(batch).wait()
         self._device.runtime.synchronize()
