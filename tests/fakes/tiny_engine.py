@@ -154,9 +154,10 @@ def random_requests(seed: int, count: int) -> list[GenerateRequest]:
     requests: list[GenerateRequest] = []
     for index in range(count):
         prompt = head[: rng.randint(0, 60)] + [rng.randrange(6, VOCAB_SIZE) for _ in range(rng.randint(1, 40))]
-        params = SamplingParams(
-            max_tokens=rng.randint(1, 40) + 4, seed=rng.getrandbits(40), **kinds[rng.randrange(len(kinds))]
-        )
+        kind, max_tokens = kinds[rng.randrange(len(kinds))], rng.randint(5, 44)
+        if index % 3 == 0:  # short prompts and long answers: admitted together, they run out of pages together
+            prompt, max_tokens, kind = prompt[:5], rng.randint(70, 100), kind | {"ignore_eos": True}
+        params = SamplingParams(max_tokens=max_tokens, seed=rng.getrandbits(40), **kind)
         words = [[9], [10, 11], [20, 21, 22]] if rng.random() < 0.3 else []
         requests.append(
             GenerateRequest(

@@ -38,9 +38,9 @@ def assert_same(expected, got, aborted: set[str]) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 24])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_combination_of_features_gives_the_answers_of_the_plain_engine(seed: int, window: int | None) -> None:
-    count = 14
+    count = 12
     expected = plain_answers(seed, count, window)
     rng = random.Random(seed)
     for overlap in (False, True):
@@ -73,8 +73,8 @@ def test_every_combination_of_features_gives_the_answers_of_the_plain_engine(see
 
 def test_small_pools_do_preempt_and_prefixes_are_hit() -> None:
     """The differential test above would prove little if these paths were not taken."""
-    engine = tiny_engine(overlap=True, pages=18, step_tokens=32)
-    run(engine, random_requests(1, 14))
+    engine = tiny_engine(overlap=True, pages=22, step_tokens=32)
+    run(engine, random_requests(1, 12))
     stats = engine.stats()
     assert stats.preemptions > 0
     assert stats.prefix_hit_tokens > 0
