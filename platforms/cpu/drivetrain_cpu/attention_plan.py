@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from drivetrain_plugins.contract.attention import RotaryTable
 from drivetrain_plugins.contract.slots import StepInputs
 
 Array = npt.NDArray[np.int64]
@@ -46,8 +47,10 @@ class Block:
         first, last: queries first <= i < last of every row.
         low, high: keys low <= j < high; all others are hidden from these queries.
         clear: keys below are visible to all of these queries, and need no mask.
+        whole: low and high take in every key.
         mask: (n, 1, last - first, 1, high - clear) additive, 0 or -inf; None if nothing is hidden.
-        distance: float32, key position less query position for all keys, shape as `mask` but from `low`; for ALiBi.
+        row_mask: for groups of one query a row the mask of all keys, (n G, 1, L).
+        distance: int64, key position less query position for all keys, shape as `mask` but from `low`; for ALiBi.
     """
 
     first: int
@@ -55,7 +58,9 @@ class Block:
     low: int
     high: int
     clear: int
+    whole: bool
     mask: torch.Tensor | None
+    row_mask: torch.Tensor | None
     distance: torch.Tensor
 
 
@@ -117,6 +122,15 @@ class AttentionPlan:
             index = (heads * self.page_size + slots_T1 % self.page_size).view(-1)
             self.write_index[num_kv_heads] = index
         return index
+
+    def angles_of(self, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines (T, 1, 1, F) and sines (T, 1, F) of the step's tokens, float32."""
+        angles = self.angles.get(id(table))
+        if angles is None:
+            cos_TF = table.cos_PF.index_select(0, self.inputs.positions_T)
+            sin_TF = table.sin_PF.index_select(0, self.inputs.positions_T)
+            angles = self.angles[id(table)] = (cos_TF[:, None, None], sin_TF[:, None])
+        return angles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,15 +238,20 @@ def _make_blocks(
         low, clear = 0, min(high, int(start.min()) + first + 1)
         if geometry.window is not None:
             low = clear = max(0, min(int(start.min()) + first - geometry.window + 1, high - 1))
+        # A slice of the keys is copied before it is multiplied; that pays only if it leaves out a good part.
+        if high - low > num_keys - num_keys // 8:
+            low, high = 0, num_keys
+            clear = 0 if geometry.window is not None else clear
         key = torch.arange(low, high)
         query = torch.from_numpy(start)[:, None] + torch.arange(first, last)
         distance = (key - query[..., None])[:, None, :, None, :]  # (n, 1, queries, 1, keys)
-        seen = distance[..., clear - low :] <= 0
+        seen = distance <= 0
         if geometry.window is not None:
             seen &= distance > -geometry.window
-        mask = None
-        if not bool(seen.all()):
-            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        row_mask = None
+        if num_queries == 1:
+            row_mask = mask.expand(-1, geometry.num_kv_heads, -1, -1, -1).reshape(-1, 1, high - low)
         blocks.append(
             Block(
                 first=first,
@@ -240,8 +259,10 @@ def _make_blocks(
                 low=low,
                 high=high,
                 clear=clear,
-                mask=mask,
-                distance=distance.float(),
+                whole=high - low == num_keys,
+                mask=mask[..., clear - low :].contiguous() if clear < high else None,
+                row_mask=row_mask,
+                distance=distance,
             )
         )
     return tuple(blocks)

@@ -110,8 +110,11 @@ def _draw(logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, *, filt
 def filter_logits(
     logits_KV: torch.Tensor, top_k_K: torch.Tensor, top_p_K: torch.Tensor, min_p_K: torch.Tensor
 ) -> torch.Tensor:
-    """Set what top-k, then top-p, then min-p exclude to minus infinity. The likeliest token always stays."""
-    sorted_KV, order_KV = logits_KV.sort(dim=-1, descending=True)
+    """Set what top-k, then top-p, then min-p exclude to minus infinity. The likeliest token always stays.
+
+    Of equal logits the lowest ids stay, on any device.
+    """
+    sorted_KV, order_KV = logits_KV.sort(dim=-1, descending=True, stable=True)
     place_V = torch.arange(logits_KV.shape[1], device=logits_KV.device)
     top_k_K1 = torch.where(top_k_K > 0, top_k_K, logits_KV.shape[1])[:, None]
     sorted_KV = sorted_KV.masked_fill(place_V >= top_k_K1, _NEGATIVE_INFINITY)
