@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def _kind(subject: Subject, spec: AttentionSpec, dtype: Dtype | None = None, pag
 
 
 @contextmanager
-def _rows(subject: Subject, kind: Kind, *, num_slots: int = 8, num_pages: int = 40) -> Iterator[PagedRows]:
+def _rows(subject: Subject, kind: Kind, *, num_slots: int = 8, num_pages: int = 40) -> Generator[PagedRows]:
     rows = PagedRows(subject, kind, num_slots=num_slots, num_pages=num_pages)
     yield rows
     rows.close()
@@ -149,21 +149,16 @@ def large_scores_do_not_overflow(subject: Subject) -> None:
 @check()
 def queries_and_keys_are_normed_and_rotated(subject: Subject) -> None:
     """Clamp, q/k norm of each span and both rotary styles, whole and partial heads."""
+    half, whole = RotarySpec(dim=32, base=1e4), RotarySpec(dim=64, base=1e4)
     variants = (
-        ("head", "half", 64, None),
-        ("full", "half", 32, None),
-        ("heads", "interleaved", 64, None),
-        (None, "interleaved", 16, 1.0),
-        ("head", None, 0, None),
+        replace(_spec(), rotary=whole, qk_norm=QKNormSpec(norm=_NORM, span="head")),
+        replace(_spec(), rotary=half, qk_norm=QKNormSpec(norm=_NORM, span="full")),
+        replace(_spec(), rotary=replace(whole, style="interleaved"), qk_norm=QKNormSpec(norm=_NORM, span="heads")),
+        replace(_spec(), rotary=replace(half, style="interleaved"), clip_qkv=1.0),
+        replace(_spec(), qk_norm=QKNormSpec(norm=_NORM)),
     )
     for dtype in subject.dtypes:
-        for span, style, dim, clip in variants:
-            spec = replace(
-                _spec(),
-                rotary=RotarySpec(dim=dim, base=10_000.0, style=style) if style else None,
-                qk_norm=QKNormSpec(norm=_NORM, span=span) if span else None,
-                clip_qkv=clip,
-            )
+        for spec in variants:
             with _rows(subject, _kind(subject, spec, dtype), num_pages=16) as rows:
                 rows.step([(0, rows.page_size + 2), (1, 3)])
                 rows.step([(0, 1), (1, 2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 
 from drivetrain_plugins.conformance.check import require
@@ -17,10 +19,16 @@ GATES: dict[KVDtype, float] = {
 """Relative L2 distance from the truth on identical inputs, by the coarsest type on the way."""
 
 
+def listed(tensor: torch.Tensor) -> list[Any]:
+    """Elements as Python numbers; torch leaves the type of `tolist` open."""
+    return cast("list[Any]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
 def relative_l2(got: torch.Tensor, truth: torch.Tensor) -> float:
     """Norm of the difference over the norm of the truth, in float64."""
     truth64 = truth.double()
-    return float((got.double() - truth64).norm() / truth64.norm().clamp(min=1e-30))
+    distance, size = ((x.square().sum().sqrt()) for x in (got.double() - truth64, truth64))
+    return float(distance / size.clamp(min=1e-30))
 
 
 def require_close(
@@ -38,7 +46,7 @@ def require_close(
     require(got.shape == truth.shape, f"{what}: got shape {tuple(got.shape)}, expected {tuple(truth.shape)}")
     finite = torch.isfinite(got)
     if not bool(finite.all()):
-        first = tuple((~finite).nonzero()[0].tolist())
+        first = tuple(listed((~finite).nonzero()[0]))
         count = int((~finite).sum())
         require(False, f"{what}: {count} of {got.numel()} elements are not finite, the first at {first}")
     allowed = gate if plain is None else max(gate, 2 * relative_l2(plain, truth))

@@ -130,6 +130,5 @@ def decoder_layers_match(subject: Subject) -> None:
         subject.poison(_TOKENS * _HIDDEN, dtype)
         got = subject.get(run(rows.device.ops, lambda host, typed=typed: subject.put(host.to(typed)), step))
         rows.close()
-        require_close(
-            got, truth, GATES[dtype], f"ops.decoder_layer ({name}, pending {pending}) in {dtype}", plain=plain
-        )
+        what = f"ops.decoder_layer ({name}, pending {pending}) in {dtype}"
+        require_close(got, truth, GATES[dtype], what, plain=plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from drivetrain_plugins.conformance.check import check, require
@@ -22,7 +22,7 @@ def _kv_spec(subject: Subject) -> KVSpec:
 
 
 @contextmanager
-def _rows(subject: Subject) -> Iterator[PagedRows]:
+def _rows(subject: Subject) -> Generator[PagedRows]:
     found = subject.parts.capabilities
     dtype = found.dtypes[0]
     kv_dtype = dtype if dtype in found.kv_dtypes else found.kv_dtypes[0]
@@ -41,17 +41,13 @@ def plans_keep_the_limits(subject: Subject) -> None:
         cache = allocator.reserve(spec, limits)
         require(cache.spec == spec, f"allocator.reserve: the cache says {cache.spec}, expected {spec}")
         plan = allocator.plan(cache, limits)
-        require(
-            plan.num_pages == expected, f"allocator.plan: got {plan.num_pages} pages, expected {expected} in {limits}"
-        )
+        require(plan.num_pages == expected, f"allocator.plan: got {plan.num_pages} pages, expected {expected}")
         require(
             expected * spec.page_bytes <= plan.kv_bytes,
             f"allocator.plan: {plan.num_pages} pages cannot be {plan.kv_bytes} bytes",
         )
         allocator.commit(cache, plan.num_pages)
-        require(
-            cache.num_pages == expected, f"cache.num_pages: got {cache.num_pages} after commit, expected {expected}"
-        )
+        require(cache.num_pages == expected, f"cache.num_pages: {cache.num_pages} after commit, expected {expected}")
         allocator.release(cache)
 
 
@@ -84,9 +80,7 @@ def too_little_memory_is_out_of_memory(subject: Subject) -> None:
     except OutOfMemory as error:
         require(bool(str(error).strip()), "allocator: OutOfMemory has no message")
     else:
-        require(
-            False, f"allocator: expected OutOfMemory for {limits.kv_bytes} bytes, got a plan of {plan.num_pages} pages"
-        )
+        require(False, f"allocator: expected OutOfMemory in {limits.kv_bytes} bytes, got {plan.num_pages} pages")
     if cache is not None:
         allocator.release(cache)
     allocator.release(reserve_pages(subject, spec, 4))
@@ -113,9 +107,7 @@ def the_null_page_is_usable_before_commit(subject: Subject) -> None:
     allocator, spec = subject.device.allocator, _kv_spec(subject)
     limits = MemoryLimits(kv_bytes=8 * spec.page_bytes, max_pages=8)
     cache = allocator.reserve(spec, limits)
-    require(
-        cache.num_pages >= 1, f"cache.num_pages: got {cache.num_pages} after reserve, expected the null page at least"
-    )
+    require(cache.num_pages >= 1, f"cache.num_pages: {cache.num_pages} after reserve, expected at least 1")
     allocator.copy_pages(cache, [0], [0])
     allocator.commit(cache, allocator.plan(cache, limits).num_pages)
     require(cache.num_pages == 8, f"cache.num_pages: got {cache.num_pages}, expected 8 on {found.device_name}")

@@ -8,18 +8,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from drivetrain_plugins.conformance.check import check, require
-from drivetrain_plugins.conformance.closeness import GATES, require_close
+from drivetrain_plugins.conformance.closeness import GATES, listed, require_close
 from drivetrain_plugins.conformance.subject import Subject, torch_dtype
 from drivetrain_plugins.conformance.tiny_llama import tiny_spec
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.capabilities import Dtype
-from drivetrain_plugins.contract.model import Activation, MlpSpec, NormSpec
+from drivetrain_plugins.contract.model import Activation, DecoderSpec, MlpSpec, NormSpec
 from drivetrain_plugins.contract.ops import LinearWeight, Ops
 from drivetrain_plugins.errors import Unsupported
 
@@ -140,8 +140,13 @@ def mlps_match(subject: Subject) -> None:
         down, x_TD = subject.randn(48, 80, scale=80**-0.5), subject.randn(tokens, 48)
 
         def run(
-            ops: Ops, put: Put, s: MlpSpec = spec, u: torch.Tensor = up, d: torch.Tensor = down, x: torch.Tensor = x_TD
+            ops: Ops,
+            put: Put,
+            s: MlpSpec = spec,
+            x: torch.Tensor = x_TD,
+            weights: tuple[torch.Tensor, torch.Tensor] = (up, down),
         ) -> torch.Tensor:
+            u, d = weights
             return ops.mlp(put(x), s, _linear(ops, put, u, None), _linear(ops, put, d, None))
 
         _judge(subject, dtype, run, f"mlp (gated {gated}, {tokens} tokens)")
@@ -156,9 +161,9 @@ def logits_match(subject: Subject) -> None:
         weight, x_KD = subject.randn(spec.vocab_size, spec.hidden_size, scale=0.3), subject.randn(5, spec.hidden_size)
 
         def run(
-            ops: Ops, put: Put, s: object = scaled, w: torch.Tensor = weight, x: torch.Tensor = x_KD
+            ops: Ops, put: Put, s: DecoderSpec = scaled, w: torch.Tensor = weight, x: torch.Tensor = x_KD
         ) -> torch.Tensor:
-            return ops.logits(put(x), _linear(ops, put, w, None), s)  # pyright: ignore[reportArgumentType]
+            return ops.logits(put(x), _linear(ops, put, w, None), s)
 
         got = run(subject.parts.ops, lambda host, dtype=dtype: subject.put(host, dtype))
         require(got.dtype == torch.float32, f"ops.logits: got {got.dtype}, expected float32")
@@ -178,18 +183,11 @@ def token_logprobs_match(subject: Subject) -> None:
 
 
 def _same_logprobs(got: list[torch.Tensor], expected: list[torch.Tensor], what: str) -> None:
-    names: tuple[Literal["logprobs", "ranks", "top_ids", "top_logprobs"], ...] = (
-        "logprobs",
-        "ranks",
-        "top_ids",
-        "top_logprobs",
-    )
+    names = ("logprobs", "ranks", "top_ids", "top_logprobs")
     for name, mine, theirs in zip(names, got, expected, strict=True):
         require(
             mine.shape == theirs.shape and mine.dtype == theirs.dtype,
             f"ops.{what}, {name}: got {mine.dtype} {tuple(mine.shape)}, expected {theirs.dtype} {tuple(theirs.shape)}",
         )
         same = torch.allclose(mine, theirs, atol=2e-5, rtol=1e-5) if mine.is_floating_point() else mine.equal(theirs)
-        require(
-            same, f"ops.{what}, {name}: got {mine.flatten()[:6].tolist()}, expected {theirs.flatten()[:6].tolist()}"
-        )
+        require(same, f"ops.{what}, {name}: got {listed(mine.flatten()[:6])}, expected {listed(theirs.flatten()[:6])}")

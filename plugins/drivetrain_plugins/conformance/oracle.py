@@ -54,7 +54,9 @@ def attention(
     if spec.clip_qkv is not None:
         qkv_LX = qkv_LX.clamp(-spec.clip_qkv, spec.clip_qkv)
     heads, groups = spec.num_heads, spec.num_kv_heads
-    q_LHK, k_LGK, v_LGK = qkv_LX.view(length, heads + 2 * groups, size).split((heads, groups, groups), dim=1)
+    packed_LXK = qkv_LX.view(length, heads + 2 * groups, size)
+    q_LHK, k_LGK = packed_LXK[:, :heads], packed_LXK[:, heads : heads + groups]
+    v_LGK = packed_LXK[:, heads + groups :]
     if spec.qk_norm is not None:
         q_LHK = between(_qk_norm(q_LHK, spec.qk_norm.norm, spec.qk_norm.span, parameters.q_norm))
         k_LGK = between(_qk_norm(k_LGK, spec.qk_norm.norm, spec.qk_norm.span, parameters.k_norm))
@@ -107,7 +109,7 @@ def rotate(x_LHK: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         return torch.cat(
             (torch.stack((a * cos_L1F - b * sin_L1F, b * cos_L1F + a * sin_L1F), -1).flatten(-2), rest), -1
         )
-    a, b = turned.split(rotary.dim // 2, dim=-1)
+    a, b = turned[..., : rotary.dim // 2], turned[..., rotary.dim // 2 :]
     return torch.cat((a * cos_L1F - b * sin_L1F, b * cos_L1F + a * sin_L1F, rest), dim=-1)
 
 

@@ -118,19 +118,12 @@ class PagedRows:
         batch = pack(rows, shape, Packing(page_size=self.page_size, dummy_slot=self.slots.dummy_slot))
         return self.device.attention.plan(self.inputs(batch), shape, batch, self.cache)
 
-    def step(
-        self,
-        step: Sequence[tuple[int, int]],
-        *,
-        policy: ShapePolicy | None = None,
-        blind: bool = False,
-        scale: float = 1.0,
-    ) -> None:
+    def step(self, step: Sequence[tuple[int, int]], *, policy: ShapePolicy | None = None, scale: float = 1.0) -> None:
         """Give (slot, new tokens) rows random projections and judge what attention returns.
 
         Args:
             policy: pads the step; nothing is padded without.
-            blind: plan as while capturing, without the host's view of the batch.
+            scale: of the projections.
 
         Raises:
             Violation: the output is wrong, or padding is not finite.
@@ -139,10 +132,10 @@ class PagedRows:
         shape = padded_shape(rows, policy or ShapePolicy(), self.page_size)
         packing = Packing(page_size=self.page_size, dummy_slot=self.slots.dummy_slot)
         batch = pack(rows, shape, packing)
-        shape = StepShape(rows=shape.rows, tokens=shape.tokens, pages=batch.max_pages, captured=blind)
+        shape = StepShape(rows=shape.rows, tokens=shape.tokens, pages=batch.max_pages)
         qkv_TX = self.projections(shape.tokens, scale)
         inputs = self.inputs(batch)
-        plan = self.device.attention.plan(inputs, shape, None if blind else batch, self.cache)
+        plan = self.device.attention.plan(inputs, shape, batch, self.cache)
         out_TX = self.run(qkv_TX, plan)
         self.judge(out_TX, self.take(qkv_TX, step), what=f"{self.kind}: rows {self._describe(step)}")
 

@@ -1,4 +1,4 @@
-"""An executor over a device's parts for the tiny Llama, so that the parts are proved together, in core's order of calls.
+"""An executor over a device's parts for the tiny Llama: the parts are proved together, in core's order of calls.
 
 Core's own executor serves any model; this one exists so that the suite needs nothing beyond the contract.
 """
@@ -11,7 +11,7 @@ import torch
 
 from drivetrain_plugins.conformance import oracle
 from drivetrain_plugins.conformance.batches import Packing, Row, pack
-from drivetrain_plugins.conformance.subject import torch_dtype
+from drivetrain_plugins.conformance.subject import from_ints, torch_dtype
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, RotaryTable
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, StepOutput, Ticket
@@ -87,7 +87,7 @@ class PartsExecutor(Executor):
         results: dict[str, torch.Tensor] = {}
         asked = batch.prompt_logprobs
         if asked is not None:
-            tokens, targets = (torch.from_numpy(part).to(device.torch_device) for part in (asked.tokens, asked.targets))
+            tokens, targets = (from_ints(part).to(device.torch_device) for part in (asked.tokens, asked.targets))
             logits = device.ops.logits(forward.x_TD.index_select(0, tokens.long()), self._lm_head, self._spec)
             logprobs, ranks, top_ids, top_logprobs = device.ops.token_logprobs(logits, targets, asked.top)
             results |= {"prompt_logprobs": logprobs, "prompt_ranks": ranks}

@@ -1,4 +1,4 @@
-"""The collectives of several ranks, each in a process of its own: `python -m drivetrain_plugins.conformance.ranks JSON`."""
+"""The collectives of several ranks, each in a process of its own: `python -m` this module with one JSON argument."""
 
 from __future__ import annotations
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.check import check, need, require
-from drivetrain_plugins.conformance.subject import Subject
+from drivetrain_plugins.conformance.subject import Subject, from_ints
+from drivetrain_plugins.contract.batch import Int32Array
+from drivetrain_plugins.contract.runtime import Replay
 
 _SIZE = 4096
 _ROUNDS = 16
@@ -16,11 +20,11 @@ def _buffer(subject: Subject, size: int = _SIZE) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.int32, device=subject.parts.torch_device)
 
 
-def _ints(subject: Subject, size: int = _SIZE) -> np.ndarray:
+def _ints(subject: Subject, size: int = _SIZE) -> Int32Array:
     return subject.randint(-(2**31), 2**31 - 1, size).to(torch.int32).numpy()
 
 
-def _fetched(subject: Subject, **tensors: torch.Tensor) -> dict[str, np.ndarray]:
+def _fetched(subject: Subject, **tensors: torch.Tensor) -> dict[str, Any]:
     return subject.parts.runtime.fetch(tensors).wait()
 
 
@@ -30,7 +34,7 @@ def stage_may_be_followed_by_changes_of_the_host_buffer(subject: Subject) -> Non
     runtime = subject.parts.runtime
     host = np.zeros(_SIZE, np.int32)
     buffers = [_buffer(subject) for _ in range(_ROUNDS)]
-    sent: list[np.ndarray] = []
+    sent: list[Int32Array] = []
     for buffer in buffers:
         sent.append(_ints(subject))
         host[:] = sent[-1]
@@ -81,7 +85,7 @@ def fetched_tensors_may_be_overwritten(subject: Subject) -> None:
     """Work issued after `fetch` does not change what it brings; types, names and shapes arrive as they are."""
     runtime = subject.parts.runtime
     ids, floats = _ints(subject), subject.randn(33, 3)
-    ids_device = torch.from_numpy(ids.copy()).to(subject.device.torch_device, copy=True)
+    ids_device = from_ints(ids).to(subject.device.torch_device, copy=True)
     floats_device = subject.put(floats)
     fetches = runtime.fetch({"ids": ids_device, "floats": floats_device})
     ids_device.fill_(5)
@@ -150,7 +154,7 @@ def captures_do_not_disturb_each_other(subject: Subject) -> None:
     need(subject.parts.capabilities.graphs, "capabilities.graphs is False")
     buffers = [_buffer(subject, 32 * (index + 1)) for index in range(4)]
     outs = [torch.zeros_like(buffer) for buffer in buffers]
-    replays = []
+    replays: list[Replay] = []
     for index, (buffer, out) in enumerate(zip(buffers, outs, strict=True)):
 
         def step(buffer: torch.Tensor = buffer, out: torch.Tensor = out, factor: int = index + 2) -> None:

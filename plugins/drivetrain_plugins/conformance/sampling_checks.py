@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.batches import Packing, Row, SlotParameters, pack, padded_shape
 from drivetrain_plugins.conformance.check import check, require
-from drivetrain_plugins.conformance.subject import Subject
+from drivetrain_plugins.conformance.closeness import listed
+from drivetrain_plugins.conformance.subject import Subject, from_ints
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.batch import LAST_TOKEN, SampleFeatures
 from drivetrain_plugins.contract.shapes import ShapePolicy
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
 
 _SLOTS, _PAGE, _VOCAB, _COLUMNS = 12, 4, 509, 9
+_BIASES = (4.0, -3.0, float("-inf"))
 _DEVICE_STATE = ("last_token_S", "page_table_SP", "params_SC", "counts_SV", "in_prompt_SV")
 
 
@@ -63,7 +64,7 @@ class _Twin:
             got = self.subject.get(found)
             differs = (got[:-1] != expected[:-1]).nonzero()
             if len(differs):
-                place = tuple(differs[0].tolist())
+                place = tuple(listed(differs[0]))
                 require(
                     False,
                     f"{what}: slots.{name}{list(place)} is {got[place].item()} afterwards, expected "
@@ -98,7 +99,7 @@ def prepare_matches(subject: Subject) -> None:
             batch = pack(rows, padded_shape(rows, policy, _PAGE), packing)
             packed = torch.full((batch.layout.size + 8,), -9, dtype=torch.int32, device=subject.device.torch_device)
             subject.stage(batch.packed, packed)
-            expected = reference.prepare(torch.from_numpy(batch.packed), batch.layout, twin.host, _PAGE)
+            expected = reference.prepare(from_ints(batch.packed), batch.layout, twin.host, _PAGE)
             got = subject.parts.ops.prepare(packed, batch.layout, twin.device, _PAGE)
             _same_inputs(subject, got, expected, f"ops.prepare ({name}, {batch.layout})", batch.num_tokens)
             twin.require_equal(f"ops.prepare ({name})")
@@ -115,9 +116,9 @@ def _same_inputs(subject: Subject, got: StepInputs, expected: StepInputs, what: 
         )
         if name == "kv_slots_T":
             padding = mine[num_tokens:]
-            require(bool((padding < _PAGE).all()), f"{what}: padding tokens write to slots {padding.tolist()}")
+            require(bool((padding < _PAGE).all()), f"{what}: padding tokens write to slots {listed(padding)}")
         same = mine[:num_tokens].equal(theirs[:num_tokens]) if name == "ids_T" else mine.equal(theirs)
-        require(same, f"{what}: {name} is {mine.flatten()[:12].tolist()}, expected {theirs.flatten()[:12].tolist()}")
+        require(same, f"{what}: {name} is {listed(mine.flatten()[:12])}, expected {listed(theirs.flatten()[:12])}")
 
 
 def _parameters(subject: Subject) -> SlotParameters:
@@ -134,11 +135,11 @@ def _parameters(subject: Subject) -> SlotParameters:
     )
 
 
-def _sampled(subject: Subject, features: SampleFeatures, what: str, *, ties: bool = False) -> None:
+def _sampled(subject: Subject, features: SampleFeatures, what: str) -> None:
     """Sample the same logits with the backend and with the reference, a few times in a row."""
     twin = _Twin.make(subject, counts=features.penalties)
     for slot in range(_SLOTS):
-        twin.host.params_SC[slot] = torch.from_numpy(_parameters(subject).columns().copy())
+        twin.host.params_SC[slot] = from_ints(_parameters(subject).columns())
     twin.push()
     for turn in range(4):
         num_rows = subject.pick(1, _SLOTS)
@@ -150,7 +151,7 @@ def _sampled(subject: Subject, features: SampleFeatures, what: str, *, ties: boo
                 (
                     subject.pick(0, num_rows),
                     subject.pick(0, _VOCAB),
-                    (4.0, -3.0, float("-inf"))[subject.pick(0, 3)],
+                    _BIASES[subject.pick(0, 3)],
                     last,
                 )
                 for last in (LAST_TOKEN, LAST_TOKEN, int(twin.host.last_token_S[slots[0]]), 5)
@@ -158,13 +159,11 @@ def _sampled(subject: Subject, features: SampleFeatures, what: str, *, ties: boo
         packing = Packing(page_size=_PAGE, dummy_slot=_SLOTS, features=features, biases=biases)
         policy = ShapePolicy(row_buckets=(_SLOTS + 2,), max_captured_rows=_SLOTS + 2) if turn % 2 else ShapePolicy()
         batch = pack(rows, padded_shape(rows, policy, _PAGE), packing)
-        expected_inputs = reference.prepare(torch.from_numpy(batch.packed), batch.layout, twin.host, _PAGE)
+        expected_inputs = reference.prepare(from_ints(batch.packed), batch.layout, twin.host, _PAGE)
         packed = torch.zeros(batch.layout.size, dtype=torch.int32, device=subject.device.torch_device)
         subject.stage(batch.packed, packed)
         inputs = reference.prepare(packed, batch.layout, twin.device, _PAGE)
         logits_KV = subject.randn(batch.layout.samples, _VOCAB, scale=2.5)
-        if ties:
-            logits_KV = logits_KV.round()
         expected = reference.sample(logits_KV.clone(), expected_inputs, twin.host, features)
         subject.poison(batch.layout.samples, "float32")
         got = subject.parts.ops.sample(subject.put(logits_KV), inputs, twin.device, features)
@@ -188,7 +187,7 @@ def _same_samples(subject: Subject, got: SampledTokens, expected: SampledTokens,
             same = torch.allclose(mine, theirs, atol=2e-5, rtol=1e-5)
         else:
             same = mine.equal(theirs)
-        require(same, f"{what}: {name} is {mine.flatten()[:12].tolist()}, expected {theirs.flatten()[:12].tolist()}")
+        require(same, f"{what}: {name} is {listed(mine.flatten()[:12])}, expected {listed(theirs.flatten()[:12])}")
 
 
 @check()
@@ -243,12 +242,12 @@ def noise_is_the_reference_s_over_a_large_vocabulary(subject: Subject) -> None:
     rows: list[Row] = []
     for slot in range(num_rows):
         parameters = SlotParameters(temperature=1.0, seed=subject.pick(0, 2**62))
-        host.params_SC[slot] = torch.from_numpy(np.array(parameters.columns()))
+        host.params_SC[slot] = from_ints(parameters.columns())
         rows.append(Row(slot=slot, start=subject.pick(1, 4000), ids=[1]))
     device.params_SC.copy_(host.params_SC)
     batch = pack(rows, padded_shape(rows, ShapePolicy(), 4096), Packing(page_size=4096, dummy_slot=num_rows))
     inputs = [
-        reference.prepare(torch.from_numpy(batch.packed).to(slots.device), batch.layout, slots, 4096)
+        reference.prepare(from_ints(batch.packed).to(slots.device), batch.layout, slots, 4096)
         for slots in (host, device)
     ]
     flat_KV = torch.zeros(num_rows, vocab)

@@ -10,7 +10,7 @@ import torch
 from drivetrain_plugins.conformance.batches import Packing, Row, SlotParameters, pack, padded_shape
 from drivetrain_plugins.conformance.check import require
 from drivetrain_plugins.conformance.parts_executor import PartsExecutor
-from drivetrain_plugins.conformance.subject import Subject, torch_dtype
+from drivetrain_plugins.conformance.subject import Subject, from_ints, torch_dtype
 from drivetrain_plugins.conformance.tiny_llama import TinyLlama, tiny_limits
 from drivetrain_plugins.contract.batch import LAST_TOKEN, PromptLogprobs, SampleFeatures, StepOutput, Ticket
 from drivetrain_plugins.contract.reference.sampling import gumbel_noise
@@ -59,7 +59,7 @@ class Session:
         device = subject.open()
         self._own = device.executor()
         self.executor = self._own or PartsExecutor(device)
-        plan = self.executor.load(self.model.spec, self.model, limits, lambda *_: None)
+        plan = self.executor.load(self.model.spec, self.model, limits, _silent)
         most = limits.memory.max_pages
         require(2 <= plan.num_pages <= most, f"executor.load: {plan.num_pages} pages, expected 2 to {most}")
         self.policy = self.executor.shape_policy
@@ -158,7 +158,7 @@ class Session:
         score_V = self.model.logits(known)[0]
         temperature, seed = sequence.parameters.temperature, sequence.parameters.seed
         if temperature > 0:
-            key = torch.from_numpy(sequence.parameters.columns()[-2:].copy())
+            key = from_ints(sequence.parameters.columns()[-2:])
             position = torch.tensor([len(known)], dtype=torch.int32)
             score_V = score_V / temperature + gumbel_noise(key[:1], key[1:], position, vocab)[0]
         allowed = _TOLERANCE[self.limits.dtype] / (temperature or 1.0)
@@ -208,3 +208,7 @@ class Session:
         )
         sequence.computed, sequence.told_pages, sequence.admitted = end, len(sequence.pages), True
         return row
+
+
+def _silent(phase: str, done: float, total: float, unit: str) -> None:
+    del phase, done, total, unit

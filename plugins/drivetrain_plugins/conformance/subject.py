@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.check import NotClaimed, require
+from drivetrain_plugins.conformance.closeness import listed
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
+from drivetrain_plugins.contract.batch import Int32Array
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype, KVDtype
 
 _KV_TORCH: dict[KVDtype, str] = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -70,12 +70,6 @@ class Subject:
         """Open a further device of its own."""
         return self.make().open(RankInfo(), self.options)
 
-    @contextmanager
-    def fresh(self) -> Iterator[Device]:
-        """A device of its own, for checks that load a model; the shared one is closed first."""
-        self.close()
-        yield self.open()
-
     def close(self) -> None:
         """Close the shared device; it opens again when needed."""
         if self._device is not None:
@@ -100,7 +94,7 @@ class Subject:
 
     def permutation(self, size: int) -> list[int]:
         """0 to size - 1 in random order."""
-        return torch.randperm(size, generator=self._generator).tolist()
+        return listed(torch.randperm(size, generator=self._generator))
 
     def put(self, host: torch.Tensor, dtype: Dtype | None = None) -> torch.Tensor:
         """A host tensor on the device, in `dtype` if given."""
@@ -112,7 +106,7 @@ class Subject:
         self.device.runtime.synchronize()
         return tensor.to("cpu", copy=True)
 
-    def stage(self, host: np.ndarray, destination: torch.Tensor) -> None:
+    def stage(self, host: Int32Array, destination: torch.Tensor) -> None:
         """Stage an int32 array, then spoil the host's copy as a caller may."""
         spoiled = host.copy()
         self.device.runtime.stage(spoiled, destination)
@@ -129,6 +123,11 @@ class Subject:
         found: Any = getattr(torch, names.get(dtype, dtype))
         require(isinstance(found, torch.dtype), f"capabilities.kv_dtypes: {dtype!r} is no storage type")
         return found
+
+
+def from_ints(host: Int32Array) -> torch.Tensor:
+    """A copy of an int32 array as a host tensor."""
+    return torch.from_numpy(host.copy())  # pyright: ignore[reportUnknownMemberType]
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
