@@ -5,7 +5,8 @@ K rows, V vocabulary, S slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -19,6 +20,17 @@ from drivetrain_plugins.contract.shapes import ShapePolicy
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
 
 _SLOTS, _PAGE, _VOCAB, _COLUMNS = 12, 4, 509, 9
+_VALUES: dict[str, tuple[float, ...]] = {
+    "temperature": (0.0, 0.3, 0.7, 1.0, 1.9),
+    "top_p": (1.0, 0.9, 0.5, 0.05),
+    "min_p": (0.0, 0.02, 0.3),
+    "presence": (0.0, 0.7, -0.4),
+    "frequency": (0.0, 0.3, -0.2),
+    "repetition": (1.0, 1.3, 0.8),
+    "top_k": (0, 1, 5, 40, 600),
+}
+_VARIED = frozenset(_VALUES)
+_TURNS = 8
 _BIASES = (4.0, -3.0, float("-inf"))
 _DEVICE_STATE = ("last_token_S", "page_table_SP", "params_SC", "counts_SV", "in_prompt_SV")
 
@@ -121,28 +133,20 @@ def _same_inputs(subject: Subject, got: StepInputs, expected: StepInputs, what: 
         require(same, f"{what}: {name} is {listed(mine.flatten()[:12])}, expected {listed(theirs.flatten()[:12])}")
 
 
-def _parameters(subject: Subject) -> SlotParameters:
-    pick = subject.pick
-    return SlotParameters(
-        temperature=(0.0, 0.3, 0.7, 1.0, 1.9)[pick(0, 5)],
-        top_p=(1.0, 0.9, 0.5, 0.05)[pick(0, 4)],
-        min_p=(0.0, 0.02, 0.3)[pick(0, 3)],
-        presence=(0.0, 0.7, -0.4)[pick(0, 3)],
-        frequency=(0.0, 0.3, -0.2)[pick(0, 3)],
-        repetition=(1.0, 1.3, 0.8)[pick(0, 3)],
-        top_k=(0, 1, 5, 40, 600)[pick(0, 5)],
-        seed=pick(0, 2**62),
-    )
+def _parameters(subject: Subject, varied: Collection[str] = _VARIED) -> SlotParameters:
+    """Random parameters; those not varied are neutral."""
+    values = {name: _VALUES[name][subject.pick(0, len(_VALUES[name]))] for name in varied}
+    return replace(SlotParameters(temperature=1.0, seed=subject.pick(0, 2**62)), **values)
 
 
-def _sampled(subject: Subject, features: SampleFeatures, what: str) -> None:
+def _sampled(subject: Subject, features: SampleFeatures, what: str, varied: Collection[str] = _VARIED) -> None:
     """Sample the same logits with the backend and with the reference, a few times in a row."""
     twin = _Twin.make(subject, counts=features.penalties)
     for slot in range(_SLOTS):
-        twin.host.params_SC[slot] = from_ints(_parameters(subject).columns())
+        twin.host.params_SC[slot] = from_ints(_parameters(subject, varied).columns())
     twin.push()
-    for turn in range(4):
-        num_rows = subject.pick(1, _SLOTS)
+    for turn in range(_TURNS):
+        num_rows = _SLOTS if turn < 2 else subject.pick(1, _SLOTS)
         slots = subject.permutation(_SLOTS)[:num_rows]
         rows = [Row(slot=slot, start=subject.pick(1, 8 * _PAGE), ids=[LAST_TOKEN]) for slot in slots]
         biases: list[tuple[int, int, float, int]] = []
@@ -204,13 +208,17 @@ def draws_depend_on_seed_and_position_only(subject: Subject) -> None:
 
 @check()
 def filters_keep_what_they_should(subject: Subject) -> None:
-    """Top-k, top-p and min-p in every mix."""
+    """Top-k, top-p and min-p, each alone and in every mix."""
+    for name in ("top_k", "top_p", "min_p"):
+        _sampled(subject, SampleFeatures(random=True, filters=True), name, (name,))
     _sampled(subject, SampleFeatures(random=True, filters=True), "filters")
 
 
 @check()
 def penalties_count_tokens(subject: Subject) -> None:
     """Repetition, frequency and presence, and the counts that they leave."""
+    for name in ("presence", "frequency", "repetition"):
+        _sampled(subject, SampleFeatures(random=True, penalties=True), name, (name,))
     _sampled(subject, SampleFeatures(penalties=True), "penalties")
     _sampled(subject, SampleFeatures(random=True, filters=True, penalties=True), "penalties, filters")
 
