@@ -99,7 +99,7 @@ class Subject:
     def put(self, host: torch.Tensor, dtype: Dtype | None = None) -> torch.Tensor:
         """A host tensor on the device, in `dtype` if given."""
         typed = host if dtype is None else host.to(torch_dtype(dtype))
-        return typed.to(self.device.torch_device, copy=True)
+        return typed.to(self.parts.torch_device, copy=True)
 
     def get(self, tensor: torch.Tensor) -> torch.Tensor:
         """A device tensor on the host, once everything issued has finished."""
@@ -115,7 +115,7 @@ class Subject:
     def poison(self, numel: int, dtype: Dtype) -> None:
         """Leave NaN in freed memory of this size, so that an output that is not written shows."""
         for _ in range(3):
-            torch.full((numel,), float("nan"), dtype=torch_dtype(dtype), device=self.device.torch_device)
+            torch.full((numel,), float("nan"), dtype=torch_dtype(dtype), device=self.parts.torch_device)
 
     def kv_torch_dtype(self, dtype: KVDtype) -> torch.dtype:
         """The torch type whose rounding a KV type has on this device."""
