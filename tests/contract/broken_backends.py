@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
 from drivetrain_cpu.allocator import CpuAllocator
 from drivetrain_cpu.attention import CpuAttention
 from drivetrain_cpu.backend import CpuBackend, CpuDevice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from contract.broken_backends import FAULTS, backend_with
 from drivetrain_plugins.conformance.run import run_conformance
 

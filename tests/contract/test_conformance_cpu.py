@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from drivetrain_plugins.conformance.suite import BackendConformance
 from drivetrain_plugins.survey import survey
 

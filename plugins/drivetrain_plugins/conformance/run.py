@@ -7,65 +7,18 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 
 from drivetrain_plugins.conformance.catalogue import checks
 from drivetrain_plugins.conformance.check import LEVELS, Check, Level, NotClaimed, Violation
+from drivetrain_plugins.conformance.report import CheckResult, ConformanceReport, Outcome
 from drivetrain_plugins.conformance.subject import Subject
 from drivetrain_plugins.contract import CONTRACT_VERSION
 from drivetrain_plugins.contract.backend import Backend
 from drivetrain_plugins.errors import DrivetrainError
 from drivetrain_plugins.import_string import import_object
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """What came of one check.
-
-    Attributes:
-        reason: why it failed, or which capability was not claimed; empty when it passed.
-        seconds: how long it took.
-    """
-
-    name: str
-    level: Level
-    outcome: Literal["passed", "failed", "skipped"]
-    reason: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConformanceReport:
-    """What a backend keeps of the contract.
-
-    Attributes:
-        backend: import string or class of the backend.
-        device: as the vendor names it; empty if it could not be opened.
-        seed: of the random inputs; the same seed gives the same inputs.
-    """
-
-    contract_version: int
-    backend: str
-    device: str
-    seed: int
-    results: tuple[CheckResult, ...]
-
-    @property
-    def failed(self) -> tuple[CheckResult, ...]:
-        return tuple(result for result in self.results if result.outcome == "failed")
-
-    @property
-    def passed(self) -> bool:
-        """Whether something was checked and nothing failed."""
-        return not self.failed and any(result.outcome == "passed" for result in self.results)
-
-    def to_json(self) -> bytes:
-        """The report as JSON, with the same field names."""
-        return msgspec.json.encode(self)
 
 
 def run_conformance(
@@ -140,7 +93,8 @@ def run_check(check: Check, subject: Subject) -> None:
 def result_of(check: Check, subject: Subject) -> CheckResult:
     """Run one check and say what came of it; a backend's own exceptions are failures and not raised."""
     started = time.perf_counter()
-    outcome, reason = "passed", ""
+    outcome: Outcome = "passed"
+    reason = ""
     try:
         run_check(check, subject)
     except NotClaimed as missing:
