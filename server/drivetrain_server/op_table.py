@@ -42,7 +42,10 @@ class OpRow:
 
 
 def rows_of(device: Device) -> list[OpRow]:
-    """Every part of an opened device, then every op."""
+    """Every part of an opened device, then every op; of a device with its own executor, only that."""
+    executor = device.executor()
+    if executor is not None:
+        return [_row("executor", type(executor))]
     parts = [_row(name, cast("object", type(getattr(device, name)))) for name in PARTS]
     ops = type(device.ops)
     names = [name for name, _ in inspect.getmembers(ops, inspect.isfunction) if not name.startswith("_")]

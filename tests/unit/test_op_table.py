@@ -28,7 +28,9 @@ class Fast(Reference):
 
 def test_own_and_reference_implementations_are_told_apart():
     part = Fast()
-    device = SimpleNamespace(runtime=part, allocator=part, attention=part, communicator=Reference(), ops=part)
+    device = SimpleNamespace(
+        executor=lambda: None, runtime=part, allocator=part, attention=part, communicator=Reference(), ops=part
+    )
     rows = {row.name: row for row in rows_of(device)}
     assert list(rows) == ["runtime", "allocator", "attention", "communicator", "ops", "ops.linear", "ops.norm"]
     assert rows["ops.norm"] == OpRow(name="ops.norm", implementation=f"{Fast.__module__}:Fast.norm", reference=False)
@@ -48,3 +50,8 @@ def test_backend_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(BackendError, match=r"acme:Backend did not open its device within 0\.5 s"):
         op_table("acme:Backend", {}, time_limit_s=0.5)
+
+
+def test_device_with_its_own_executor_shows_that_and_nothing_else():
+    device = SimpleNamespace(executor=Fast)
+    assert rows_of(device) == [OpRow(name="executor", implementation=f"{__name__}:Fast", reference=False)]

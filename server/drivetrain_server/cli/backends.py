@@ -15,6 +15,7 @@ from drivetrain_server.cli.config_flags import configured
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from drivetrain_plugins.conformance.report import CheckResult
     from drivetrain_plugins.report import BackendsReport
     from drivetrain_plugins.status import BackendState
     from drivetrain_server.op_table import OpRow
@@ -27,9 +28,15 @@ SHOWN_FIELDS = ("backend", "blocked_backends", "backend_options")
 def backends(
     config: Config,
     ops: Annotated[bool, typer.Option("--ops", help="Which implementation serves each op of the ready ones.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option("--check", help="Prove that this one keeps the contract; takes a minute.", metavar="NAME"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List device backends, and why each is ready or not."""
+    if check is not None:
+        raise typer.Exit(_check(check, config, as_json=as_json))
     from rich.console import Console
 
     from drivetrain_plugins.report import backends_report
@@ -62,6 +69,35 @@ def _ops(state: BackendState, config: Config) -> list[OpRow] | str:
         return op_table(state.spec.backend, config.engine.options_of(state.name))
     except BackendError as error:
         return str(error)
+
+
+def _check(name: str, config: Config, *, as_json: bool) -> int:
+    """Run the conformance suite on the backend `name`; returns the exit status."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from drivetrain_plugins.selection import choose_backend
+    from drivetrain_server.conformance_child import check_backend
+
+    spec = choose_backend(name, blocked=config.engine.blocked_backends).spec
+    assert spec is not None, "a chosen backend has a spec"
+    console = Console(stderr=as_json)
+
+    def show(result: CheckResult) -> None:
+        color = {"passed": "green", "failed": "red", "skipped": "dim"}[result.outcome]
+        reason = f" [dim]{escape(result.reason)}[/dim]" if result.reason else ""
+        console.print(f"[{color}]{result.outcome}[/{color}] {result.name}{reason}", highlight=False)
+
+    report = check_backend(spec, config.engine.options_of(name), show)
+    if as_json:
+        typer.echo(report.to_json())
+    verdict = "keeps the contract" if report.passed else "does not keep the contract"
+    counts = ", ".join(
+        f"{sum(result.outcome == outcome for result in report.results)} {outcome}"
+        for outcome in ("passed", "failed", "skipped")
+    )
+    console.print(f"{escape(name)} on {escape(report.device)} {verdict}: {counts}; seed {report.seed}", highlight=False)
+    return 0 if report.passed else 1
 
 
 def _show(console: Console, report: BackendsReport) -> None:

@@ -1,0 +1,1 @@
+"""A Drivetrain backend with an executor of its own, in numpy."""

@@ -1,0 +1,146 @@
+"""A whole tiny Llama, every token judged by the dense float64 model: the proof of executors and of parts together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drivetrain_plugins.conformance.check import check, need, require
+from drivetrain_plugins.conformance.session import Session
+from drivetrain_plugins.conformance.subject import Subject
+from drivetrain_plugins.contract.batch import PromptLogprobs
+
+
+@check()
+def prefill_and_decode_choose_the_right_tokens(subject: Subject) -> None:
+    """Prompts of length 1, page and page +-1 together, then decode across page ends."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        running = [session.begin(length) for length in (1, page - 1, page, page + 1)]
+        for sequence in running:
+            session.chunks([(sequence, len(sequence.tokens))])
+            session.land_all()
+        session.run(running, page // 2 + 2, ahead=False)
+
+
+@check()
+def steps_may_overlap(subject: Subject) -> None:
+    """The next step starts before the last one's tokens are known to the host; rows change their order."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        running = [session.begin(length) for length in (3, page - 2, 7)]
+        session.chunks([(sequence, len(sequence.tokens)) for sequence in running])
+        session.run(running, 6, ahead=True)
+        session.run(running[::-1], 5, ahead=True)
+        session.run([running[1]], 2, ahead=True)
+
+
+@check()
+def prompts_in_chunks_give_the_same_tokens(subject: Subject) -> None:
+    """A prompt computed in pieces, beside decode rows where the policy mixes them."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        first = session.begin(5)
+        session.chunks([(first, 5)])
+        session.land_all()
+        second, third = session.begin(3 * page + 2), session.begin(page + 4)
+        session.chunks([(second, page + 3)], [first])
+        session.land_all()
+        session.chunks([(second, page), (third, 2)], [first])
+        session.land_all()
+        session.chunks([(second, page - 1), (third, page + 2)], [first])
+        session.land_all()
+        session.run([first, second, third], 4, ahead=True)
+
+
+@check()
+def slots_and_pages_are_used_again(subject: Subject) -> None:
+    """A new sequence in the slot and pages of one that ended, while another goes on."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        old, staying = session.begin(2 * page + 3), session.begin(4)
+        session.chunks([(old, len(old.tokens)), (staying, 4)])
+        session.run([old, staying], 3, ahead=True)
+        session.end(old)
+        fresh = session.begin(page + 5)
+        require(fresh.slot == old.slot, "the suite meant to use the slot again")
+        session.chunks([(fresh, page + 5)], [staying])
+        session.run([staying, fresh], 3, ahead=True)
+
+
+@check()
+def pages_are_shared_between_sequences(subject: Subject) -> None:
+    """A prompt that begins like an earlier one starts from its pages, and both go on."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        first = session.begin(2 * page + 3)
+        session.chunks([(first, len(first.tokens))])
+        session.land_all()
+        second = session.begin(2 * page + 6, shared=first)
+        require(second.computed == 2 * page, "the suite meant to share two pages")
+        session.chunks([(second, 6)], [first])
+        session.run([first, second], 3, ahead=True)
+
+
+@check()
+def pages_are_copied_before_the_step(subject: Subject) -> None:
+    """A step copies pages first, so that its rows may read the copies and overwrite the originals."""
+    with Session(subject) as session:
+        page = session.limits.page_size
+        first = session.begin(page + 5)
+        session.chunks([(first, page + 5)])
+        session.land_all()
+        session.move_pages(first)
+        second = session.begin(page + 2)
+        session.chunks([(second, page + 2)])
+        session.land_all()
+        session.run([first, second], 3, ahead=True)
+
+
+@check()
+def steps_as_large_as_the_limits_are_served(subject: Subject) -> None:
+    """A prompt of the largest step, the longest sequence, and every row at once."""
+    with Session(subject) as session:
+        limits = session.limits
+        longest = session.begin(limits.max_step_tokens)
+        session.chunks([(longest, limits.max_step_tokens)])
+        session.land_all()
+        others = [session.begin(2) for _ in range(limits.max_num_rows - 1)]
+        session.chunks([(sequence, 2) for sequence in others])
+        session.run([longest, *others], 2, ahead=True)
+        left = limits.max_model_len - longest.computed
+        session.run([longest], left, ahead=True)
+        require(longest.computed == limits.max_model_len, "the suite meant to fill the context")
+
+
+@check()
+def seeds_decide_draws(subject: Subject) -> None:
+    """With a temperature, tokens are where the model's score plus the noise of (seed, position) is largest."""
+    need("random" in subject.capabilities.sampling, "capabilities.sampling lacks 'random'")
+    with Session(subject) as session:
+        running = [session.begin(4, temperature=heat) for heat in (0.0, 0.7, 1.5)]
+        session.chunks([(sequence, 4) for sequence in running])
+        session.run(running, 8, ahead=True)
+
+
+@check()
+def prompt_log_probabilities_are_the_model_s(subject: Subject) -> None:
+    """Each prompt token's log-probability given those before it."""
+    need("prompt_logprobs" in subject.capabilities.sampling, "capabilities.sampling lacks 'prompt_logprobs'")
+    with Session(subject) as session:
+        sequence = session.begin(9)
+        targets = np.array(sequence.tokens[1:], np.int32)
+        session.ask(PromptLogprobs(tokens=np.arange(8, dtype=np.int32), targets=targets, top=2))
+        session.chunks([(sequence, 9)])
+        expected = session.model.logits(sequence.tokens, last=9).log_softmax(dim=-1)[:8]
+        output = session.land()
+        require(output.prompt_logprobs is not None, "ticket.wait: prompt_logprobs are missing")
+        assert output.prompt_logprobs is not None
+        got = output.prompt_logprobs
+        require(got.shape == (8,), f"ticket.wait: prompt_logprobs have shape {got.shape}, expected (8,)")
+        allowed = 1e-3 if session.limits.dtype == "float32" else 0.2
+        for place, (mine, row) in enumerate(zip(got.tolist(), expected, strict=True)):
+            truth = float(row[targets[place]])
+            require(
+                abs(mine - truth) <= allowed,
+                f"ticket.wait: prompt_logprobs[{place}] is {mine:.5f}, expected {truth:.5f}",
+            )
