@@ -94,8 +94,9 @@ def _add_older_rope(config: dict[str, Any], parameters: dict[str, Any]) -> None:
 def load_generation_config(path: Path) -> GenerationConfig:
     """End ids and sampling defaults of a model.
 
-    From `generation_config.json`, with end ids of `config.json` where that names none. For a .gguf file the end ids come
-    from its tokenizer metadata and the rest from `NAME.generation_config.json` beside NAME.gguf, if there is one. A model that says nothing gives an empty configuration.
+    From `generation_config.json`, with end ids of `config.json` where that names none. For a .gguf file the end ids
+    come from its tokenizer metadata, the rest from `NAME.generation_config.json` beside NAME.gguf if there is one. A
+    model that says nothing gives an empty configuration.
 
     Raises:
         ModelError: a file that cannot be read, or a value of the wrong type.
