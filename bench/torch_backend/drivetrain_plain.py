@@ -113,7 +113,7 @@ class PlainAllocator(Allocator):
 
     def copy_pages(self, cache: KVCache, source: Sequence[int], destination: Sequence[int]) -> None:
         assert isinstance(cache, PlainCache)
-        pairs = torch.tensor([source, destination], device=self._device)
+        pairs = torch.tensor([list(source), list(destination)], dtype=torch.long, device=self._device)
         for x in (*cache.k, *cache.v):
             pages = x.view(cache.num_pages, cache.spec.page_size, *x.shape[1:])
             pages[pairs[1]] = pages[pairs[0]]
