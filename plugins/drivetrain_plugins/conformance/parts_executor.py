@@ -82,7 +82,8 @@ class PartsExecutor(Executor):
         if batch.captured:
             forward = self._replay(batch)
         else:
-            shape = StepShape(rows=batch.layout.rows, tokens=batch.layout.tokens, pages=batch.max_pages)
+            rows, tokens = batch.layout.rows, batch.layout.tokens
+            shape = StepShape(rows=rows, tokens=tokens, pages=batch.max_pages, decode_only=batch.decode_only)
             forward = self._forward(batch.layout, shape, batch)
         results: dict[str, torch.Tensor] = {}
         asked = batch.prompt_logprobs
@@ -124,7 +125,8 @@ class PartsExecutor(Executor):
         pages = batch.max_pages if self._policy.page_buckets else self._limits.max_pages
         recording = self._recordings.get((layout, pages))
         if recording is None:
-            shape = StepShape(rows=layout.rows, tokens=layout.tokens, pages=pages, captured=True)
+            rows, tokens = layout.rows, layout.tokens
+            shape = StepShape(rows=rows, tokens=tokens, pages=pages, decode_only=True, captured=True)
             made: list[_Forward] = []
 
             def step() -> None:
