@@ -78,6 +78,7 @@ class PartsExecutor(Executor):
         if batch.page_copies is not None:
             source, destination = batch.page_copies.T.tolist()
             device.allocator.copy_pages(self._cache, source, destination)
+        self._begin_counts(batch)
         device.runtime.stage(batch.packed, self._packed)
         if batch.captured:
             forward = self._replay(batch)
@@ -95,14 +96,32 @@ class PartsExecutor(Executor):
             results |= {"prompt_top_ids": top_ids, "prompt_top_logprobs": top_logprobs}
         sampled = device.ops.sample(forward.logits_KV, forward.inputs, self._slots, batch.features)
         results["token_ids"] = sampled.ids_K
-        if sampled.logprobs_K is not None:
-            results["logprobs"] = sampled.logprobs_K
+        for name, tensor in (
+            ("logprobs", sampled.logprobs_K),
+            ("ranks", sampled.ranks_K),
+            ("top_ids", sampled.top_ids_Kk),
+            ("top_logprobs", sampled.top_logprobs_Kk),
+        ):
+            if tensor is not None:
+                results[name] = tensor
         return _PartsTicket(device.runtime.fetch(results), batch.num_samples)
 
     def close(self) -> None:
         self._recordings.clear()
         self._device.allocator.release(self._cache)
         self._device.close()
+
+    def _begin_counts(self, batch: StepBatch) -> None:
+        """Token counts of newly assigned slots with penalties."""
+        if not batch.cleared and not batch.features.penalties:
+            return
+        counts_SV, in_prompt_SV = self._slots.ensure_counts()
+        for slot in batch.cleared:
+            counts_SV[slot].zero_()
+            in_prompt_SV[slot].zero_()
+        if batch.history is not None:
+            history = from_ints(batch.history).to(self._device.torch_device).long()
+            in_prompt_SV[history[:, 0], history[:, 1]] = True
 
     def _forward(self, layout: BatchLayout, shape: StepShape, batch: StepBatch | None) -> _Forward:
         device = self._device
