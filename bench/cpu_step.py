@@ -9,7 +9,6 @@ bandwidth, or multiplications over the matrix rate, both measured in the same ru
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable

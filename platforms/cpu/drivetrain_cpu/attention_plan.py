@@ -1,6 +1,6 @@
 """What one step's attention needs to know about its rows, worked out once and shared by all layers.
 
-Rows with similar numbers of queries and keys form a group, which is padded to its longest row and attended as one batch.
+Rows with similar numbers of queries and keys form a group, which is padded to its longest row and attended as one.
 
 R rows, n rows of a group, Q queries a row, L keys a row, G key-value heads.
 """
