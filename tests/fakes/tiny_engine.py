@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drivetrain_cpu.backend import CpuBackend
 
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
@@ -15,6 +14,7 @@ from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
+from drivetrain_cpu.backend import CpuBackend
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits
@@ -36,7 +36,7 @@ _NORM = NormSpec(kind="rms", eps=1e-5)
 
 
 def tiny_spec(*, window: int | None = None) -> DecoderSpec:
-    """Three layers with grouped heads; the middle one may have a sliding window."""
+    """Two layers with grouped heads; the second may have a sliding window."""
 
     def layer(span: int | None) -> LayerSpec:
         mixer = AttentionSpec(
@@ -49,7 +49,7 @@ def tiny_spec(*, window: int | None = None) -> DecoderSpec:
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
         max_positions=MAX_MODEL_LEN,
-        layers=(layer(None), layer(window), layer(None)),
+        layers=(layer(None), layer(window)),
         final_norm=_NORM,
         tied=True,
     )
