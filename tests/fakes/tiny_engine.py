@@ -15,7 +15,7 @@ from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend
-from drivetrain_plugins.contract.backend import RankInfo
+from drivetrain_plugins.contract.backend import Device, RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import (
@@ -35,7 +35,7 @@ END_ID = 5
 _NORM = NormSpec(kind="rms", eps=1e-5)
 
 
-def tiny_spec(*, window: int | None = None) -> DecoderSpec:
+def tiny_spec(*, window: int | None = None, vocab_size: int = VOCAB_SIZE) -> DecoderSpec:
     """Two layers with grouped heads; the second may have a sliding window."""
 
     def layer(span: int | None) -> LayerSpec:
@@ -46,7 +46,7 @@ def tiny_spec(*, window: int | None = None) -> DecoderSpec:
 
     return DecoderSpec(
         architecture="tiny",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=64,
         max_positions=MAX_MODEL_LEN,
         layers=(layer(None), layer(window)),
@@ -83,11 +83,13 @@ def tiny_engine(
     max_waiting: int = 1000,
     window: int | None = None,
     seed: int = 0,
+    vocab_size: int = VOCAB_SIZE,
+    device: Device | None = None,
     **config: Any,
 ) -> Engine:
-    """An engine on the CPU backend in fp32; `config` goes to `EngineConfig`."""
-    spec = tiny_spec(window=window)
-    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
+    spec = tiny_spec(window=window, vocab_size=vocab_size)
+    device = device or CpuBackend().open(RankInfo(), {"threads": 1})
     limits = ExecutorLimits(
         dtype="float32",
         kv_dtype="float32",
