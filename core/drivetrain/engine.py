@@ -79,7 +79,8 @@ class Engine:
         self._executor = executor
         self._scheduler = scheduler
         self._builder = builder
-        self._end_ids = end_ids
+        # Some models name end tokens that their embedding has no row for; those are never sampled.
+        self._end_ids = frozenset(end_id for end_id in end_ids if end_id < info.vocab_size)
         self._depth = 1 if overlap else 0
         self._seeds = random.Random(seed)
         self._live: dict[str, _Live] = {}

@@ -85,6 +85,7 @@ def tiny_engine(
     seed: int = 0,
     vocab_size: int = VOCAB_SIZE,
     device: Device | None = None,
+    end_ids: frozenset[int] = frozenset({END_ID}),
     **config: Any,
 ) -> Engine:
     """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
@@ -101,7 +102,7 @@ def tiny_engine(
     )
     executor = ModelRunner(device)
     plan = executor.load(spec, RandomTensors(spec, seed), limits, lambda *progress: None)
-    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=frozenset({END_ID}))
+    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=end_ids)
     return connect(
         EngineConfig(model="tiny", overlap="on" if overlap else "off", max_waiting=max_waiting, **config),
         model,

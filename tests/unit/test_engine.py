@@ -10,7 +10,7 @@ from drivetrain.engine import Engine
 from drivetrain.errors import Overloaded, PromptTooLong, RequestError
 from drivetrain.messages import EngineStats, GenerateRequest, Update
 from drivetrain.sampling import SamplingParams
-from fakes.tiny_engine import MAX_MODEL_LEN, run, tiny_engine
+from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, run, tiny_engine
 
 PROMPT = list(range(20, 60))
 
@@ -63,6 +63,15 @@ def test_an_end_token_is_told_apart_from_the_length() -> None:
     engine.submit(request("a", stop_token_ids=(ids[3],)))
     last = drain(engine)[-1]
     assert (last.finish_reason, last.stop_token_id, last.token_ids) == ("stop", ids[3], [ids[3]])
+
+
+def test_end_tokens_beyond_the_vocabulary_do_no_harm() -> None:
+    """`min_tokens` forbids end tokens by adding to their logits, which these do not have."""
+    engine = tiny_engine(end_ids=frozenset({5, VOCAB_SIZE, 100_000}))
+    engine.submit(request("a", ignore_eos=False, min_tokens=4, max_tokens=6))
+    updates = drain(engine)
+    assert updates[-1].finish_reason in ("length", "stop")
+    assert sum(len(update.token_ids) for update in updates) >= 4
 
 
 def test_a_live_id_is_refused_and_free_again_afterwards() -> None:
