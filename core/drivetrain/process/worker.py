@@ -148,10 +148,12 @@ class Worker:
             frontend = self._owners.get(update.request_id)
             if frontend is not None:
                 parcels.setdefault(frontend, []).append(update)
-                if update.finish_reason is not None and not engine.is_live(update.request_id):
-                    del self._owners[update.request_id]
-                    frontend.requests.discard(update.request_id)
         for frontend, parcel in parcels.items():
+            # Several completions of a request may end in one step: it is forgotten after the last of them.
+            for update in parcel:
+                if update.finish_reason is not None and not engine.is_live(update.request_id):
+                    self._owners.pop(update.request_id, None)
+                    frontend.requests.discard(update.request_id)
             self._send(frontend, Updates(parcel))
 
     def _abort_all(self, engine: Engine) -> None:
