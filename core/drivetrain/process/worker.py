@@ -6,6 +6,7 @@ cannot go on, or when standard input closes, which is how it learns that its sup
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -181,8 +182,9 @@ class Worker:
         try:
             frontend.connection.sendall(frame(self._encoder, message))
         except OSError:
-            # Its reader thread sees the same end and reports it through the inbox.
-            frontend.connection.close()
+            # Part of a frame may be out, so nothing may follow. Its reader thread sees the end and reports it.
+            with contextlib.suppress(OSError):
+                frontend.connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
