@@ -8,7 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder, prompt_logprob_span
@@ -49,7 +49,7 @@ class _Counts:
 class _InFlight:
     schedule: Schedule
     ticket: Ticket
-    started_s: float = field(default_factory=time.perf_counter)
+    launched_s: float
 
 
 class Engine:
@@ -89,6 +89,7 @@ class Engine:
         self._deadlines: list[tuple[float, int, str, _Live]] = []
         self._arrivals = itertools.count()
         self._counts = _Counts()
+        self._landed_s = 0.0
         self._pending: list[Update] = []
 
     @property
@@ -221,11 +222,12 @@ class Engine:
         batch = self._builder.build(schedule)
         self._counts.schedule_s += time.perf_counter() - started
         self._counts.steps += 1
+        launched = time.perf_counter()
         try:
             ticket = self._executor.execute(batch)
         except OutOfMemory as error:
             ticket = _Failed(error)
-        self._in_flight.append(_InFlight(schedule, ticket))
+        self._in_flight.append(_InFlight(schedule, ticket, launched))
 
     def _land(self, step: _InFlight, updates: list[Update]) -> None:
         try:
@@ -234,7 +236,10 @@ class Engine:
             self._fail(step.schedule, error, updates)
             return
         finally:
-            self._counts.step_s += time.perf_counter() - step.started_s
+            # A step launched ahead begins when the one before it ends.
+            now = time.perf_counter()
+            self._counts.step_s += now - max(step.launched_s, self._landed_s)
+            self._landed_s = now
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
