@@ -7,7 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder, prompt_logprob_span
@@ -48,7 +48,7 @@ class _Counts:
 class _InFlight:
     schedule: Schedule
     ticket: Ticket
-    started_s: float = field(default_factory=time.perf_counter)
+    started_s: float
 
 
 class Engine:
@@ -86,6 +86,7 @@ class Engine:
         self._in_flight: deque[_InFlight] = deque()
         self._deadlines: list[tuple[float, str]] = []
         self._counts = _Counts()
+        self._landed_s = 0.0
         self._pending: list[Update] = []
 
     @property
@@ -215,13 +216,14 @@ class Engine:
 
     def _start(self, schedule: Schedule, started: float) -> None:
         batch = self._builder.build(schedule)
-        self._counts.schedule_s += time.perf_counter() - started
+        launched = time.perf_counter()
+        self._counts.schedule_s += launched - started
         self._counts.steps += 1
         try:
             ticket = self._executor.execute(batch)
         except OutOfMemory as error:
             ticket = _Failed(error)
-        self._in_flight.append(_InFlight(schedule, ticket))
+        self._in_flight.append(_InFlight(schedule, ticket, launched))
 
     def _land(self, step: _InFlight, updates: list[Update]) -> None:
         try:
@@ -230,7 +232,9 @@ class Engine:
             self._fail(step.schedule, error, updates)
             return
         finally:
-            self._counts.step_s += time.perf_counter() - step.started_s
+            landed = time.perf_counter()
+            self._counts.step_s += landed - max(step.started_s, self._landed_s)
+            self._landed_s = landed
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
