@@ -12,7 +12,7 @@ VOCAB_SIZE = 199
 END_ID = 5
 
 
-def write_tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+def write_tiny_llama(folder: Path, *, seed: int = 0, vocab_size: int = VOCAB_SIZE, **changes: object) -> Path:
     """Write `config.json` and `model.safetensors`; weights are large enough that every token depends on all before.
 
     Args:
@@ -22,7 +22,7 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     config: dict[str, object] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": vocab_size,
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
@@ -42,7 +42,7 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * 1.5 * columns**-0.5
 
-    tensors = {"model.embed_tokens.weight": torch.randn(VOCAB_SIZE, 64, generator=generator)}
+    tensors = {"model.embed_tokens.weight": torch.randn(vocab_size, 64, generator=generator)}
     for index in range(3):
         prefix = f"model.layers.{index}"
         for name, rows, columns in (("q", 64, 64), ("k", 32, 64), ("v", 32, 64), ("o", 64, 64)):
@@ -52,6 +52,6 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}.{name}.weight"] = 1 + 0.2 * torch.randn(64, generator=generator)
     tensors["model.norm.weight"] = 1 + 0.2 * torch.randn(64, generator=generator)
-    tensors["lm_head.weight"] = matrix(VOCAB_SIZE, 64)
+    tensors["lm_head.weight"] = matrix(vocab_size, 64)
     save_file(tensors, folder / "model.safetensors")
     return folder

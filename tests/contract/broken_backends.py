@@ -14,6 +14,7 @@ from drivetrain_cpu.backend import CpuBackend, CpuDevice
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.runtime import CpuRuntime, Fetched
 from drivetrain_plugins.contract import reference
+from drivetrain_plugins.contract.attention import PagedAttention
 from drivetrain_plugins.contract.batch import FREQUENCY, MIN_P, SEED_HIGH, SampleFeatures
 from drivetrain_plugins.errors import OutOfMemory
 
@@ -54,10 +55,16 @@ def backend_with(name: str) -> type[CpuBackend]:
 # -- attention
 
 
+class Composed(CpuAttention):
+    """The CPU's attention put together from its smaller parts, where faults can be planted."""
+
+    attention = PagedAttention.attention
+
+
 def _with_spec(change):
     """Attention that sees another spec than it was given."""
 
-    class Wrong(CpuAttention):
+    class Wrong(Composed):
         def attend(self, q_THK, layer, cache, plan):
             return super().attend(q_THK, replace(layer, **change(layer)), cache, plan)
 
@@ -93,7 +100,7 @@ def alibi_by_the_wrong_head(device):
 
 @fault("attention.grouped_heads")
 def unused_slots_leak(device):
-    class Leaking(CpuAttention):
+    class Leaking(Composed):
         def attend(self, q_THK, layer, cache, plan):
             return super().attend(q_THK, layer, cache, plan) + 0 * cache.layers[layer.index].sum().to(q_THK.dtype)
 
@@ -103,7 +110,7 @@ def unused_slots_leak(device):
 def _keeping_old(tokens: slice):
     """Attention that does not write some of the step's tokens."""
 
-    class Forgetful(CpuAttention):
+    class Forgetful(Composed):
         def write(self, k_TGK, v_TGK, layer, cache, plan):
             heads, size = layer.spec.num_kv_heads, layer.spec.head_dim
             lines = cache.layers[layer.index].view(-1, size)
@@ -127,7 +134,7 @@ def first_token_not_written(device):
 
 @fault("attention.grouped_heads")
 def every_layer_in_the_first_layer_s_pages(device):
-    class OneLayer(CpuAttention):
+    class OneLayer(Composed):
         def attend(self, q_THK, layer, cache, plan):
             return super().attend(q_THK, replace(layer, index=0), cache, plan)
 
@@ -136,7 +143,7 @@ def every_layer_in_the_first_layer_s_pages(device):
 
 @fault("attention.grouped_heads")
 def last_row_of_the_output_not_written(device):
-    class Unwritten(CpuAttention):
+    class Unwritten(Composed):
         def attend(self, q_THK, layer, cache, plan):
             out = torch.empty_like(q_THK)
             out[:-1] = super().attend(q_THK, layer, cache, plan)[:-1]
@@ -147,11 +154,24 @@ def last_row_of_the_output_not_written(device):
 
 @fault("attention.queries_and_keys")
 def rotary_one_position_late(device):
-    class Late(CpuAttention):
+    class Late(Composed):
         def positions(self, plan):
             return super().positions(plan) + (super().positions(plan) > 0)
 
     device.attention = Late()
+
+
+@fault("attention.a_padded_prompt")
+def padded_prompt_taken_for_a_decode_step(device):
+    class Hasty(Composed):
+        def attend(self, q_THK, layer, cache, plan):
+            inputs = plan.inputs
+            out = super().attend(q_THK, layer, cache, plan)
+            if len(inputs.row_slot_R) == len(inputs.ids_T):
+                out[len(inputs.row_slot_R) // 2 :] = 0
+            return out
+
+    device.attention = Hasty()
 
 
 # -- runtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, RequestError, Unsupported
 from drivetrain.messages import GenerateRequest
 from drivetrain.sampling import SamplingParams
+from drivetrain_plugins.conformance.run import run_conformance
 from drivetrain_plugins.conformance.suite import BackendConformance
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE
+from drivetrain_toy.backend import ToyBackend
 from plugin_packages import PluginPackages
 from tiny_llama_folder import VOCAB_SIZE, write_tiny_llama
 
@@ -22,6 +26,23 @@ LISTED = "[drivetrain.backends]\ntoy = drivetrain_toy.plugin\n"
 
 class TestToy(BackendConformance):
     backend = "drivetrain_toy.backend:ToyBackend"
+
+
+class Boastful(ToyBackend):
+    """Claims a sampler that it has not."""
+
+    def open(self, rank, options):
+        device = super().open(rank, options)
+        device.capabilities = replace(device.capabilities, sampling=EVERY_SAMPLING_FEATURE)
+        return device
+
+
+@pytest.mark.parametrize(
+    "check", ["filters", "penalties", "biases", "log_probabilities_of", "prompt_log_probabilities"]
+)
+def test_claims_of_an_executor_s_sampler_are_held_against_it(check: str) -> None:
+    report = run_conformance(Boastful, only=f"model.{check}")
+    assert [result.outcome for result in report.results] == ["failed"], report
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_chat_template_file_that_is_missing_is_named(tmp_path: Path) -> None:
     from drivetrain.errors import ConfigError
     from drivetrain.frontend import _chat_template
 
-    with pytest.raises(ConfigError, match=r"server\.chat_template: cannot read .*absent\.jinja"):
+    with pytest.raises(ConfigError, match=r"chat_template: cannot read .*absent\.jinja"):
         _chat_template(byte_tokenizer(), str(tmp_path / "absent.jinja"))
     (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
     template = _chat_template(byte_tokenizer(), str(tmp_path / "own.jinja"))

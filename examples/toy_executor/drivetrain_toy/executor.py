@@ -96,7 +96,7 @@ class ToyExecutor(Executor):
     def _require_static(self, batch: StepBatch) -> None:
         """A device of static shapes has no program for any other; core must never ask for one."""
         policy, layout = self._policy, batch.layout
-        tokens = policy.row_buckets if layout.tokens == layout.rows else policy.token_buckets
+        tokens = policy.row_buckets if batch.max_query == 1 else policy.token_buckets
         if (
             layout.rows not in policy.row_buckets
             or layout.tokens not in tokens
@@ -120,7 +120,7 @@ class ToyExecutor(Executor):
 
     def _lanes(self, batch: StepBatch) -> Lanes:
         """A lane a row with one token each, or one lane that holds the only prompt and its padding."""
-        if batch.layout.tokens == batch.layout.rows:
+        if batch.max_query == 1:
             slots_N, starts_N = batch.section("row_slot"), batch.section("row_start")
             ids_NQ = batch.section("token_ids")[:, None]
         else:

@@ -33,8 +33,8 @@ class CpuKVCache(KVCache):
     """Pages of all layers.
 
     Attributes:
-        layers: per layer (N, 2, G, P, K), keys then values. Heads come before tokens, so that the pages of one row and head
-            gather into one dense matrix.
+        layers: per layer (N, 2, G, P, K), keys then values. Heads come before tokens, so that the pages of one row and
+            head gather into one dense matrix.
         dtype: of keys and values.
         num_pages: pages that may be used; the tensors hold as many as were reserved.
     """

@@ -1,6 +1,6 @@
 """What one step's attention needs to know about its rows, worked out once and shared by all layers.
 
-Rows with similar numbers of queries and keys form a group, which is padded to its longest row and attended as one batch.
+Rows with similar numbers of queries and keys form a group, which is padded to its longest row and attended as one.
 
 R rows, n rows of a group, Q queries a row, L keys a row, G key-value heads.
 """
@@ -22,7 +22,7 @@ GATHERED_BYTES = 64 << 20
 """Most bytes of keys and values that one group copies out of its pages."""
 BLOCK_SCORES = 4 << 20
 """Most scores that one block of queries makes, all heads together."""
-MAX_BLOCK_QUERIES = 256
+MAX_BLOCK_QUERIES = 128
 """A block computes a square on the diagonal, half of it for nothing; larger blocks waste more."""
 FEW_PAGES = 16
 """Rows with fewer pages than this are not told apart."""

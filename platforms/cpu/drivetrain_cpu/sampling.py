@@ -150,11 +150,10 @@ def _candidates(
     place_C = torch.arange(count)
     limited_K = top_k_K > 0
     kept_KC = (place_C < top_k_K[:, None]) | ~limited_K[:, None]
-    total_K1 = torch.where(
-        limited_K[:, None],
-        values_KC.masked_fill(~kept_KC, float("-inf")).logsumexp(dim=-1, keepdim=True),
-        scaled_KV.logsumexp(dim=-1, keepdim=True),
-    )
+    total_K1 = values_KC.masked_fill(~kept_KC, float("-inf")).logsumexp(dim=-1, keepdim=True)
+    whole = (~limited_K).nonzero()[:, 0]
+    if whole.numel():
+        total_K1[whole] = scaled_KV[whole].logsumexp(dim=-1, keepdim=True)
     p_KC = (values_KC - total_K1).exp() * kept_KC
     before_KC = p_KC.cumsum(dim=-1) - p_KC
     excluded_KC = (before_KC >= top_p_K[:, None]) & (top_p_K[:, None] < 1.0)

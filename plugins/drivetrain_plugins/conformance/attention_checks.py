@@ -111,6 +111,15 @@ def padded_steps_keep_the_truth(subject: Subject) -> None:
 
 
 @check()
+def a_padded_prompt_is_no_decode_step(subject: Subject) -> None:
+    """Rows and tokens may be padded to the same number although some row has several tokens."""
+    with _rows(subject, _kind(subject, _spec())) as rows:
+        policy = ShapePolicy(row_buckets=(8,), token_buckets=(8,))
+        rows.step([(0, 4), (1, 2)], policy=policy)
+        rows.step([(0, 1), (1, 3), (2, 2)], policy=policy)
+
+
+@check()
 def the_device_s_own_shapes_keep_the_truth(subject: Subject) -> None:
     """Steps padded as `shape_policy` wants them."""
     kind = _kind(subject, _spec())
@@ -208,7 +217,7 @@ def blind_plans_fit_every_batch_of_their_shape(subject: Subject) -> None:
     with _rows(subject, kind) as rows:
         page = rows.page_size
         rows.step([(0, 3), (1, page), (2, 2 * page - 1), (3, 1)])
-        shape = StepShape(rows=5, tokens=5, pages=8, captured=True)
+        shape = StepShape(rows=5, tokens=5, pages=8, decode_only=True, captured=True)
         packing = Packing(page_size=page, dummy_slot=rows.slots.dummy_slot)
         policy = ShapePolicy(row_buckets=(5,), page_buckets=(8,), max_captured_rows=5)
         first = [(slot, 1) for slot in range(4)]

@@ -32,6 +32,16 @@ class SlotParameters:
     top_k: int = 0
     seed: int = 0
 
+    @property
+    def penalized(self) -> bool:
+        """Whether counts of earlier tokens change the logits."""
+        return self.presence != 0.0 or self.frequency != 0.0 or self.repetition != 1.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens are excluded."""
+        return self.temperature > 0 and (self.top_p < 1.0 or self.min_p > 0.0 or self.top_k > 0)
+
     def columns(self) -> Int32Array:
         """The slot's parameters as the device keeps them."""
         floats = (self.temperature, self.top_p, self.min_p, self.presence, self.frequency, self.repetition)
@@ -48,6 +58,7 @@ class Row:
         ids: this step's tokens, or LAST_TOKEN.
         new_pages: (index in the sequence's page list, page) that the device does not know yet.
         admitted: parameters of a newly assigned slot.
+        prompt: all tokens of a newly assigned slot, for its penalties.
     """
 
     slot: int
@@ -56,6 +67,7 @@ class Row:
     samples: bool = True
     new_pages: Sequence[tuple[int, int]] = ()
     admitted: SlotParameters | None = None
+    prompt: Sequence[int] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +99,8 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
     decode_only = num_rows == num_tokens
     pages = [(row.slot, index, page) for row in rows for index, page in row.new_pages]
     admitted = [(row.slot, row.admitted) for row in rows if row.admitted is not None]
+    counted = [row for row in rows if row.admitted is not None and row.admitted.penalized]
+    history = [(row.slot, token, 0) for row in counted for token in row.prompt]
     sampled = [index for index, row in enumerate(rows) if row.samples]
     captured = shape.captured and decode_only and not admitted and len(pages) <= shape.rows
     layout = BatchLayout(
@@ -112,6 +126,8 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         features=packing.features,
         captured=captured,
         page_copies=np.array(packing.page_copies, np.int32) if packing.page_copies else None,
+        history=np.array(history, np.int32) if history else None,
+        cleared=tuple(row.slot for row in counted),
         prompt_logprobs=packing.prompt_logprobs,
     )
     _fill_tokens(batch, rows, packing.dummy_slot, decode_only=decode_only)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from drivetrain_plugins.conformance.batches import SlotParameters
 from drivetrain_plugins.conformance.check import check, need, require
 from drivetrain_plugins.conformance.session import Session
 from drivetrain_plugins.conformance.subject import Subject
 from drivetrain_plugins.contract.batch import PromptLogprobs
+
+_LOGPROB_TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
 
 
 @check()
@@ -117,9 +122,73 @@ def seeds_decide_draws(subject: Subject) -> None:
     """With a temperature, tokens are where the model's score plus the noise of (seed, position) is largest."""
     need("random" in subject.capabilities.sampling, "capabilities.sampling lacks 'random'")
     with Session(subject) as session:
-        running = [session.begin(4, temperature=heat) for heat in (0.0, 0.7, 1.5)]
+        running = [session.begin(4, SlotParameters(temperature=heat)) for heat in (0.0, 0.7, 1.5)]
         session.chunks([(sequence, 4) for sequence in running])
         session.run(running, 8, ahead=True)
+
+
+def _sampled(session: Session, *parameters: SlotParameters, bias: float = 0.0) -> None:
+    """Sequences with these parameters decode together for a while; with a bias, each has two biased tokens."""
+    running = [session.begin(5, each) for each in parameters]
+    for sequence in running if bias else ():
+        sequence.biases = {session.subject.pick(0, 131): value for value in (bias, -bias)}
+    session.chunks([(sequence, 5) for sequence in running])
+    session.run(running, 10, ahead=not bias)
+
+
+@check()
+def filters_exclude_tokens(subject: Subject) -> None:
+    """Top-k, top-p and min-p, beside a row without any."""
+    need("filters" in subject.capabilities.sampling, "capabilities.sampling lacks 'filters'")
+    hot = SlotParameters(temperature=1.5)
+    with Session(subject) as session:
+        _sampled(session, hot, replace(hot, top_k=3), replace(hot, top_p=0.6), replace(hot, min_p=0.2, top_k=40))
+
+
+@check()
+def penalties_count_the_sequence_s_tokens(subject: Subject) -> None:
+    """Repetition over prompt and answer, frequency and presence over the answer; a slot begins anew."""
+    need("penalties" in subject.capabilities.sampling, "capabilities.sampling lacks 'penalties'")
+    plain = SlotParameters()
+    kinds = [replace(plain, repetition=1.8), replace(plain, frequency=1.2), replace(plain, presence=2.0), plain]
+    with Session(subject) as session:
+        _sampled(session, *kinds)
+
+
+@check()
+def biases_move_logits(subject: Subject) -> None:
+    """A token's bias counts in the row that has it."""
+    need("biases" in subject.capabilities.sampling, "capabilities.sampling lacks 'biases'")
+    with Session(subject) as session:
+        _sampled(session, SlotParameters(), SlotParameters(temperature=0.8), bias=4.0)
+
+
+@check()
+def log_probabilities_of_answers_are_the_model_s(subject: Subject) -> None:
+    """Each chosen token's log-probability, and the likeliest tokens beside it."""
+    need("logprobs" in subject.capabilities.sampling, "capabilities.sampling lacks 'logprobs'")
+    with Session(subject) as session:
+        session.logprobs = 3
+        sequence = session.begin(6)
+        session.chunks([(sequence, 6)])
+        for _ in range(3):
+            expected_V = session.model.logits(sequence.tokens)[0].log_softmax(dim=-1)
+            output = session.land()
+            token = sequence.tokens[-1]
+            found = (output.logprobs, output.ranks, output.top_ids, output.top_logprobs)
+            require(all(part is not None for part in found), "ticket.wait: logprobs, ranks or top tokens are missing")
+            assert output.logprobs is not None
+            assert output.top_logprobs is not None
+            allowed = _LOGPROB_TOLERANCE[session.limits.dtype]
+            pairs = [("logprobs", float(output.logprobs[0]), float(expected_V[token]))]
+            best_k = expected_V.topk(3).values
+            pairs += [
+                ("top_logprobs", float(output.top_logprobs[0, place]), float(best_k[place])) for place in range(3)
+            ]
+            for name, mine, truth in pairs:
+                require(abs(mine - truth) <= allowed, f"ticket.wait: {name} has {mine:.5f}, expected {truth:.5f}")
+            session.decode([sequence])
+        session.land_all()
 
 
 @check()
@@ -137,7 +206,7 @@ def prompt_log_probabilities_are_the_model_s(subject: Subject) -> None:
         assert output.prompt_logprobs is not None
         got = output.prompt_logprobs
         require(got.shape == (8,), f"ticket.wait: prompt_logprobs have shape {got.shape}, expected (8,)")
-        allowed = 1e-3 if session.limits.dtype == "float32" else 0.2
+        allowed = _LOGPROB_TOLERANCE[session.limits.dtype]
         for place, (mine, row) in enumerate(zip(got.tolist(), expected, strict=True)):
             truth = float(row[targets[place]])
             require(

@@ -6,7 +6,7 @@ T tokens, X packed projections, H query heads, K head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -132,7 +132,7 @@ class PagedRows:
         shape = padded_shape(rows, policy or ShapePolicy(), self.page_size)
         packing = Packing(page_size=self.page_size, dummy_slot=self.slots.dummy_slot)
         batch = pack(rows, shape, packing)
-        shape = StepShape(rows=shape.rows, tokens=shape.tokens, pages=batch.max_pages)
+        shape = replace(shape, pages=batch.max_pages)
         qkv_TX = self.projections(shape.tokens, scale)
         inputs = self.inputs(batch)
         plan = self.device.attention.plan(inputs, shape, batch, self.cache)

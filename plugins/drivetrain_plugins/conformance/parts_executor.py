@@ -78,11 +78,13 @@ class PartsExecutor(Executor):
         if batch.page_copies is not None:
             source, destination = batch.page_copies.T.tolist()
             device.allocator.copy_pages(self._cache, source, destination)
+        self._begin_counts(batch)
         device.runtime.stage(batch.packed, self._packed)
         if batch.captured:
             forward = self._replay(batch)
         else:
-            shape = StepShape(rows=batch.layout.rows, tokens=batch.layout.tokens, pages=batch.max_pages)
+            rows, tokens = batch.layout.rows, batch.layout.tokens
+            shape = StepShape(rows=rows, tokens=tokens, pages=batch.max_pages, decode_only=batch.decode_only)
             forward = self._forward(batch.layout, shape, batch)
         results: dict[str, torch.Tensor] = {}
         asked = batch.prompt_logprobs
@@ -94,14 +96,32 @@ class PartsExecutor(Executor):
             results |= {"prompt_top_ids": top_ids, "prompt_top_logprobs": top_logprobs}
         sampled = device.ops.sample(forward.logits_KV, forward.inputs, self._slots, batch.features)
         results["token_ids"] = sampled.ids_K
-        if sampled.logprobs_K is not None:
-            results["logprobs"] = sampled.logprobs_K
+        for name, tensor in (
+            ("logprobs", sampled.logprobs_K),
+            ("ranks", sampled.ranks_K),
+            ("top_ids", sampled.top_ids_Kk),
+            ("top_logprobs", sampled.top_logprobs_Kk),
+        ):
+            if tensor is not None:
+                results[name] = tensor
         return _PartsTicket(device.runtime.fetch(results), batch.num_samples)
 
     def close(self) -> None:
         self._recordings.clear()
         self._device.allocator.release(self._cache)
         self._device.close()
+
+    def _begin_counts(self, batch: StepBatch) -> None:
+        """Token counts of newly assigned slots with penalties."""
+        if not batch.cleared and not batch.features.penalties:
+            return
+        counts_SV, in_prompt_SV = self._slots.ensure_counts()
+        for slot in batch.cleared:
+            counts_SV[slot].zero_()
+            in_prompt_SV[slot].zero_()
+        if batch.history is not None:
+            history = from_ints(batch.history).to(self._device.torch_device).long()
+            in_prompt_SV[history[:, 0], history[:, 1]] = True
 
     def _forward(self, layout: BatchLayout, shape: StepShape, batch: StepBatch | None) -> _Forward:
         device = self._device
@@ -124,7 +144,8 @@ class PartsExecutor(Executor):
         pages = batch.max_pages if self._policy.page_buckets else self._limits.max_pages
         recording = self._recordings.get((layout, pages))
         if recording is None:
-            shape = StepShape(rows=layout.rows, tokens=layout.tokens, pages=pages, captured=True)
+            rows, tokens = layout.rows, layout.tokens
+            shape = StepShape(rows=rows, tokens=tokens, pages=pages, decode_only=True, captured=True)
             made: list[_Forward] = []
 
             def step() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,8 +12,20 @@ from drivetrain_plugins.conformance.check import require
 from drivetrain_plugins.conformance.parts_executor import PartsExecutor
 from drivetrain_plugins.conformance.subject import Subject, from_ints, torch_dtype
 from drivetrain_plugins.conformance.tiny_llama import TinyLlama, tiny_limits
-from drivetrain_plugins.contract.batch import LAST_TOKEN, PromptLogprobs, SampleFeatures, StepOutput, Ticket
-from drivetrain_plugins.contract.reference.sampling import gumbel_noise
+from drivetrain_plugins.contract.batch import (
+    LAST_TOKEN,
+    MIN_P,
+    SEED_HIGH,
+    SEED_LOW,
+    TOP_K,
+    TOP_P,
+    PromptLogprobs,
+    SampleFeatures,
+    StepOutput,
+    Ticket,
+)
+from drivetrain_plugins.contract.reference.sampling import apply_penalties, filter_logits, gumbel_noise
+from drivetrain_plugins.contract.slots import SlotState
 
 _TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 """How far below the best score a chosen token may lie, since logits of that type are no nearer to the truth."""
@@ -26,7 +38,9 @@ class Running:
     tokens: list[int]
     slot: int
     parameters: SlotParameters
+    prompt_length: int
     pages: list[int] = field(default_factory=list[int])
+    biases: dict[int, float] = field(default_factory=dict[int, float])
     computed: int = 0
     told_pages: int = 0
     in_flight: int = 0
@@ -66,6 +80,7 @@ class Session:
         self.free_pages = [page + 1 for page in subject.permutation(plan.num_pages - 1)]
         self.free_slots = subject.permutation(limits.max_num_rows)
         self._flying: list[_Step] = []
+        self.logprobs = -1  # likeliest tokens that steps report, -1 for none at all
         self._step_id = 0
         self._shared: set[int] = set()
         self._copies: Sequence[tuple[int, int]] = ()
@@ -77,14 +92,20 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.executor.close()
 
-    def begin(self, length: int, *, temperature: float = 0.0, shared: Running | None = None) -> Running:
-        """A sequence with a random prompt of this length; with `shared`, it begins with that one's full pages."""
+    def begin(self, length: int, parameters: SlotParameters | None = None, *, shared: Running | None = None) -> Running:
+        """A sequence with a random prompt of this length and a random seed.
+
+        Args:
+            parameters: of its sampling; greedy if None.
+            shared: the prompt begins with that sequence's full pages, and takes them over.
+        """
         pick, page = self.subject.pick, self.limits.page_size
         tokens = [pick(0, self.model.spec.vocab_size) for _ in range(length)]
         made = Running(
             tokens=tokens,
             slot=self.free_slots.pop(0),
-            parameters=SlotParameters(temperature=temperature, seed=pick(0, 2**62)),
+            parameters=replace(parameters or SlotParameters(), seed=pick(0, 2**62)),
+            prompt_length=length,
         )
         if shared is not None:
             full = min(shared.computed, length - 1) // page
@@ -155,29 +176,60 @@ class Session:
     def _judge(self, sequence: Running, token: int) -> None:
         vocab, known = self.model.spec.vocab_size, sequence.tokens
         require(0 <= token < vocab, f"ticket.wait: token {token} of a vocabulary of {vocab}")
-        score_V = self.model.logits(known)[0]
-        temperature, seed = sequence.parameters.temperature, sequence.parameters.seed
-        if temperature > 0:
-            key = from_ints(sequence.parameters.columns()[-2:])
-            position = torch.tensor([len(known)], dtype=torch.int32)
-            score_V = score_V / temperature + gumbel_noise(key[:1], key[1:], position, vocab)[0]
-        allowed = _TOLERANCE[self.limits.dtype] / (temperature or 1.0)
+        score_V = self._scores(sequence)
+        parameters = sequence.parameters
+        allowed = _TOLERANCE[self.limits.dtype] / (parameters.temperature or 1.0)
         best = int(score_V.argmax())
         missed = float(score_V[best] - score_V[token])
         require(
             missed <= allowed,
-            f"token {len(known)} of a sequence with temperature {temperature:g} and seed {seed}: got {token}, expected "
-            f"{best}, whose score is {missed:.3g} higher",
+            f"token {len(known)} of a sequence with {parameters}: got {token}, expected {best}, whose score is "
+            f"{missed:.3g} higher",
         )
+
+    def _scores(self, sequence: Running) -> torch.Tensor:
+        """What the next token must be the largest of (V): the float64 model's logits as the reference samples them."""
+        vocab, parameters, known = self.model.spec.vocab_size, sequence.parameters, sequence.tokens
+        score_1V = self.model.logits(known).float()
+        for token, bias in sequence.biases.items():
+            score_1V[0, token] += bias
+        slots = SlotState(num_slots=0, max_pages=1, vocab_size=vocab, device=score_1V.device)
+        slots.params_SC[0] = from_ints(parameters.columns())
+        if parameters.penalized:
+            counts_SV, in_prompt_SV = slots.ensure_counts()
+            generated = torch.tensor(known[sequence.prompt_length :], dtype=torch.long)
+            counts_SV[0] = torch.bincount(generated, minlength=vocab).int()
+            in_prompt_SV[0, torch.tensor(known[: sequence.prompt_length])] = True
+            apply_penalties(score_1V, torch.zeros(1, dtype=torch.long), slots)
+        if parameters.temperature > 0:
+            score_1V = score_1V / parameters.temperature
+            if parameters.filtered:
+                floats = slots.floats_SC
+                score_1V = filter_logits(score_1V, slots.params_SC[:, TOP_K], floats[:, TOP_P], floats[:, MIN_P])
+            position = torch.tensor([len(known)], dtype=torch.int32)
+            seeds = slots.params_SC[:, SEED_LOW], slots.params_SC[:, SEED_HIGH]
+            score_1V = score_1V + gumbel_noise(*seeds, position, vocab)
+        return score_1V[0]
 
     def _start(self, todo: Sequence[tuple[Running, int]]) -> None:
         rows = [self._row(sequence, count) for sequence, count in todo]
         sampled = [sequence for sequence, _ in todo if sequence.computed == sequence.length]
-        random = any(sequence.parameters.temperature > 0 for sequence in sampled)
+        features = SampleFeatures(
+            random=any(sequence.parameters.temperature > 0 for sequence in sampled),
+            filters=any(sequence.parameters.filtered for sequence in sampled),
+            penalties=any(sequence.parameters.penalized for sequence in sampled),
+            biases=any(sequence.biases for sequence in sampled),
+            logprobs=self.logprobs,
+        )
         packing = Packing(
             page_size=self.limits.page_size,
             dummy_slot=self.limits.max_num_rows,
-            features=SampleFeatures(random=random),
+            features=features,
+            biases=[
+                (index, token, bias, LAST_TOKEN)
+                for index, sequence in enumerate(sampled)
+                for token, bias in sequence.biases.items()
+            ],
             page_copies=self._copies,
             prompt_logprobs=self._asked,
         )
@@ -205,6 +257,7 @@ class Session:
             samples=end == sequence.length,
             new_pages=new_pages,
             admitted=None if sequence.admitted else sequence.parameters,
+            prompt=sequence.tokens,
         )
         sequence.computed, sequence.told_pages, sequence.admitted = end, len(sequence.pages), True
         return row

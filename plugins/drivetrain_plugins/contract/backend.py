@@ -39,7 +39,10 @@ class RankInfo:
 
 
 class Device(ABC):
-    """An opened device: the parts that core drives. All of them belong to one thread."""
+    """An opened device: the parts that core drives. All of them belong to one thread.
+
+    One that returns an `executor` needs no other part than `capabilities`.
+    """
 
     torch_device: torch.device
     capabilities: Capabilities

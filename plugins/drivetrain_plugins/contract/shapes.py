@@ -34,7 +34,8 @@ class ShapePolicy:
         mixed_steps: whether prefill and decode rows may share a step.
         max_prefills_per_step: None is no limit.
         padding_side: where a padded prompt is filled up, for devices with dense prompts.
-        row_buckets: ascending numbers of rows that a decode step is padded to; empty pads nothing.
+        row_buckets: ascending numbers of rows that a step is padded to; empty pads nothing. A step with padding tokens
+            takes one row more, which they belong to.
         token_buckets: ascending numbers of tokens that a step with prefill is padded to; empty pads nothing.
         page_buckets: ascending numbers of pages a row; empty pads nothing.
         max_captured_rows: decode steps up to so many rows are captured; 0 captures none.

@@ -1,0 +1,134 @@
+"""The vendor template, built and installed beside Drivetrain as users would, is found, serves, and conforms."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from plugin_packages import PluginPackages
+from tiny_llama_folder import write_tiny_llama
+from tiny_tokenizers import write_byte_level_folder
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+TEMPLATE = REPOSITORY / "plugins" / "template"
+ANSWER = """
+import json, sys
+from drivetrain import LLM, SamplingParams
+model, backend = sys.argv[1:]
+llm = LLM(model, backend=backend, dtype="float32", max_num_seqs=4)
+params = [SamplingParams(temperature=0.0, max_tokens=24), SamplingParams(temperature=0.9, seed=3, max_tokens=24)]
+outputs = llm.generate(["The quick brown fox"] * 2, params, progress=False)
+texts = [output.text for output in outputs]
+print(json.dumps({"backend": llm.info.backend, "texts": texts, "module": sys.modules["drivetrain"].__file__}))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A fresh virtual environment whose heavy dependencies are those of this one."""
+
+    folder: Path
+
+    @property
+    def site_packages(self) -> Path:
+        return next(self.folder.glob("lib/python*/site-packages"))
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"DRIVETRAIN_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
+        done = subprocess.run(
+            [str(self.folder / "bin" / command[0]), *command[1:]],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Drivetrain and the template installed from wheels."""
+    folder = tmp_path_factory.mktemp("vendor")
+    wheels, venv = folder / "wheels", folder / "venv"
+    for source in (REPOSITORY, TEMPLATE):
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
+    made = Environment(venv)
+    # Searched after the environment's own packages, and its .pth files (editable installs) are not followed.
+    (made.site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    built = [str(wheel) for wheel in wheels.glob("drivetrain*.whl")]
+    assert len(built) == 2, built
+    pip("--python", str(venv / "bin" / "python"), "install", "--no-deps", "--no-index", *built)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", vocab_size=640)
+    return write_byte_level_folder(folder)
+
+
+def test_template_is_ready_and_chosen(environment: Environment) -> None:
+    listed = json.loads(environment.run("drivetrain", "backends", "--json").stdout)
+    states = {state["name"]: state for state in listed["backends"]}
+    assert states["acme"]["status"] == "ready", states["acme"]
+    assert states["acme"]["origin"]["distribution"] == "drivetrain-acme"
+    assert states["acme"]["devices"][0]["name"] == "Acme One"
+    assert states["cpu"]["status"] == "ready"
+    assert listed["selected"] == "acme"
+
+
+def test_engine_on_the_template_answers_like_the_engine_on_cpu(environment: Environment, model: Path) -> None:
+    answers = {
+        name: json.loads(environment.run("python", "-c", ANSWER, str(model), name).stdout.splitlines()[-1])
+        for name in ("auto", "cpu")
+    }
+    assert answers["auto"]["backend"] == "acme"
+    assert answers["cpu"]["backend"] == "cpu"
+    assert answers["auto"]["texts"] == answers["cpu"]["texts"]
+    assert all(answers["cpu"]["texts"])
+    assert Path(answers["auto"]["module"]).is_relative_to(environment.folder)
+
+
+def test_template_s_own_tests_pass_in_the_environment(environment: Environment) -> None:
+    done = environment.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TEMPLATE / "tests"))
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_options_are_checked_by_the_template_s_schema(environment: Environment, model: Path) -> None:
+    script = "import sys; from drivetrain import LLM; LLM(sys.argv[1], backend_options={'acme': {'kv_byte': 5}})"
+    done = environment.run("python", "-c", script, str(model), check=False)
+    assert done.returncode != 0
+    assert "ConfigError: backend_options.acme: Object contains unknown field `kv_byte`" in done.stderr
+
+
+def test_broken_package_is_listed_with_its_reason_and_harms_nobody(environment: Environment) -> None:
+    packages = PluginPackages(folder=environment.site_packages)
+    packages.install("drivetrain-wreck", plugin="import wreck_sdk_that_is_missing\n")
+    done = environment.run("drivetrain", "backends", "--json")
+    states = {state["name"]: state for state in json.loads(done.stdout)["backends"]}
+    assert states["drivetrain-wreck"]["status"] == "broken"
+    assert "No module named 'wreck_sdk_that_is_missing'" in states["drivetrain-wreck"]["reason"]
+    assert states["acme"]["status"] == "ready"
+    shown = environment.run("drivetrain", "backends").stdout
+    assert "wreck_sdk_that_is_missing" in shown
