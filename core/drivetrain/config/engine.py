@@ -43,7 +43,7 @@ class EngineConfig:
     """How weights are read; `auto` looks at the files, `dummy` makes random weights for benchmarks."""
 
     tokenizer: str | None = field(default=None, metadata=placed(""))
-    """Folder or `tokenizer.json` to use instead of the model's own."""
+    """Folder, `tokenizer.json` or .gguf file whose tokenizer is used instead of the model's own."""
 
     chat_template: str | None = field(default=None, metadata=placed(""))
     """Jinja file to use instead of the model's own chat template."""
