@@ -155,12 +155,16 @@ def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -
 
     Raises:
         ModelError: no weights there, or files that are corrupt.
+        ConfigError: they are not in the format that was asked for.
     """
     from drivetrain.models.checkpoint import CheckpointWeights, RandomWeights
     from drivetrain.weights.source import open_weights
 
     if config.load_format == "dummy":
         return model.spec, RandomWeights(model.spec, dtype=dtype, seed=config.seed)
+    found = "gguf" if model.path.suffix == ".gguf" else "safetensors"
+    if config.load_format not in ("auto", found):
+        raise ConfigError(f"load_format: got {config.load_format}, but {model.path} holds {found}; leave it out")
     weights = CheckpointWeights(open_weights(model.path), model.config, model.spec)
     return weights.spec, weights
 

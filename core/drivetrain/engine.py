@@ -220,9 +220,9 @@ class Engine:
 
     def _start(self, schedule: Schedule, started: float) -> None:
         batch = self._builder.build(schedule)
-        self._counts.schedule_s += time.perf_counter() - started
-        self._counts.steps += 1
         launched = time.perf_counter()
+        self._counts.schedule_s += launched - started
+        self._counts.steps += 1
         try:
             ticket = self._executor.execute(batch)
         except OutOfMemory as error:

@@ -25,8 +25,8 @@ _ENGINE_COUNTERS = {
     "preemptions": ("drivetrain_preemptions", "Sequences preempted for want of pages"),
     "finished": ("drivetrain_finished_requests", "Requests that the engine finished"),
     "failed": ("drivetrain_failed_requests", "Requests that the engine failed"),
-    "step_s": ("drivetrain_step_seconds", "Seconds spent in steps"),
-    "schedule_s": ("drivetrain_schedule_seconds", "Seconds spent scheduling"),
+    "step_s": ("drivetrain_step_seconds", "Seconds in which a step was under way, from its launch to its results"),
+    "schedule_s": ("drivetrain_schedule_seconds", "Seconds spent scheduling and building batches"),
 }
 
 

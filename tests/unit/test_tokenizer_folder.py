@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivetrain.errors import RequestError, TokenizerError
-from drivetrain.tokenizer import Tokenizer
+from drivetrain.tokenizer import Tokenizer, load_tokenizer
 from drivetrain.tokenizer.tokenizer import TokenizerParts
 from tiny_tokenizers import (
     CORPUS,
@@ -50,6 +50,13 @@ def test_ids_and_text_equal_transformers(
     assert ours.bos_id == theirs.bos_token_id
     assert ours.eos_ids == (theirs.eos_token_id,)
     assert ours.vocab_size == len(theirs)
+
+
+def test_the_file_itself_may_be_named(tmp_path: Path) -> None:
+    write_byte_level_folder(tmp_path, eos_token="<|im_end|>")
+    named, folder = load_tokenizer(tmp_path / "tokenizer.json"), load_tokenizer(tmp_path)
+    assert named.encode(CORPUS[0]) == folder.encode(CORPUS[0])
+    assert named.eos_ids == folder.eos_ids != ()
 
 
 def test_tokens_declared_in_the_config_are_added_with_their_ids(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class EngineConfig:
     """How weights are read; `auto` looks at the files, `dummy` makes random weights for benchmarks."""
 
     tokenizer: str | None = field(default=None, metadata=placed(""))
-    """Folder or `tokenizer.json` to use instead of the model's own."""
+    """Folder, `tokenizer.json` or .gguf file whose tokenizer is used instead of the model's own."""
 
     chat_template: str | None = field(default=None, metadata=placed(""))
     """Jinja file to use instead of the model's own chat template."""
@@ -61,7 +61,7 @@ class EngineConfig:
     """Tokens that one step computes at most, prompts and answers together. More favours throughput, less favours
     steady inter-token times; by default the backend's choice."""
 
-    max_waiting: int = field(default=1024, metadata=placed("limits", least=0))
+    max_waiting: int = field(default=1024, metadata=placed("limits", least=1))
     """Requests that may wait; one more is refused with 503 and a `Retry-After`."""
 
     kv_memory: int | float | None = field(default=None, metadata=placed("limits"))

@@ -149,8 +149,11 @@ class Worker:
             frontend = self._owners.get(update.request_id)
             if frontend is not None:
                 parcels.setdefault(frontend, []).append(update)
-                if update.finish_reason is not None and not engine.is_live(update.request_id):
-                    del self._owners[update.request_id]
+        # Only now: several completions of a request may end in the same step.
+        for update in updates:
+            if update.finish_reason is not None and not engine.is_live(update.request_id):
+                frontend = self._owners.pop(update.request_id, None)
+                if frontend is not None:
                     frontend.requests.discard(update.request_id)
         for frontend, parcel in parcels.items():
             self._send(frontend, Updates(parcel))

@@ -171,7 +171,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model folder or .gguf file.
+    """The tokenizer of a model folder (or its tokenizer.json, read with what lies beside it) or of a .gguf file.
 
     Raises:
         TokenizerError: none there, or one that cannot be rebuilt.
@@ -181,7 +181,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         from drivetrain.weights.gguf_header import read_gguf_header
 
         return Tokenizer.from_gguf(read_gguf_header(path))
-    return Tokenizer.from_folder(path)
+    return Tokenizer.from_folder(path.parent if path.name == "tokenizer.json" else path)
 
 
 def _surrogate_position(text: str) -> int | None:

@@ -1,0 +1,20 @@
+"""Where the engine says its time went."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fakes.tiny_engine import random_requests, run, tiny_engine
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_step_and_schedule_seconds_make_up_the_time_of_a_run(overlap: bool) -> None:
+    engine = tiny_engine(overlap=overlap)
+    began = time.perf_counter()
+    run(engine, random_requests(3, 6))
+    elapsed_s = time.perf_counter() - began
+    stats = engine.stats()
+    assert 0.5 * elapsed_s < stats.step_s + stats.schedule_s
+    assert stats.step_s <= elapsed_s
