@@ -1,5 +1,9 @@
 """Collectives over gloo between processes."""
 
+# Relaxed: torch's stubs leave out the process group.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

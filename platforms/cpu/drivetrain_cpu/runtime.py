@@ -1,5 +1,8 @@
 """Synchronous execution: a step has finished when its call returns."""
 
+# Relaxed: torch's stubs leave methods untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
