@@ -7,6 +7,8 @@ PIP_FLAGS ?=
 JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 RUN = $(VENV)/bin
 INSTALL = $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+# A file's tests stay together, so that servers and environments that they share are made once.
+SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 INPUTS = pyproject.toml constraints.txt
 
 .PHONY: help serve test test-all check docs bench clean
@@ -31,10 +33,10 @@ serve: $(VENV)/.ready ## Set up, fetch the quick-start model, serve it on 127.0.
 	$(RUN)/drivetrain serve --model $(MODEL)
 
 test: $(VENV)/.ready-dev ## Set up and run the tests
-	$(RUN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(RUN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-all: $(VENV)/.ready-dev ## Everything, the slow tests too
-	$(RUN)/python -m pytest -n $(JOBS)
+	$(RUN)/python -m pytest $(SPREAD)
 
 check: $(VENV)/.ready-dev ## Lint, types, layers
 	$(RUN)/ruff check .

@@ -138,7 +138,10 @@ def _emptied(delta: TextDelta) -> TextDelta:
 async def _merged(
     streams: Sequence[AsyncGenerator[list[TextDelta], None]], max_open: int
 ) -> AsyncGenerator[tuple[int, list[TextDelta]], None]:
-    """Items of all streams as they come, with the index of their stream; `max_open` run at a time, the first error ends all."""
+    """Items of all streams as they come, each with the index of its stream.
+
+    `max_open` streams run at a time; the first error ends all.
+    """
     items: asyncio.Queue[tuple[int, list[TextDelta] | Exception | None]] = asyncio.Queue(maxsize=len(streams))
     turns = asyncio.Semaphore(max_open)
 

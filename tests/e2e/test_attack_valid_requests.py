@@ -7,6 +7,7 @@ import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -280,7 +281,7 @@ class Judge:
                 assert all(math.isfinite(each["logprob"]) for each in entry.values())
                 ranked = sorted((each for each in entry.values()), key=lambda each: each["rank"])
                 values = [each["logprob"] for each in ranked]
-                assert all(high >= low - 1e-5 for high, low in zip(values, values[1:], strict=False))
+                assert all(high >= low - 1e-5 for high, low in pairwise(values))
 
     def check_text(self, choice: Choice, prompt: str | list[int] | None) -> None:
         body, text = self.body, choice.text

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from fresh_environment import REPOSITORY, Environment, build, fresh_environment
 from plugin_packages import PluginPackages
 from tiny_llama_folder import write_tiny_llama
 from tiny_tokenizers import write_byte_level_folder
 
-pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).parents[2]
 TEMPLATE = REPOSITORY / "plugins" / "template"
 ANSWER = """
 import json, sys
@@ -31,54 +25,12 @@ print(json.dumps({"backend": llm.info.backend, "texts": texts, "module": sys.mod
 """
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A fresh virtual environment whose heavy dependencies are those of this one."""
-
-    folder: Path
-
-    @property
-    def site_packages(self) -> Path:
-        return next(self.folder.glob("lib/python*/site-packages"))
-
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"DRIVETRAIN_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
-        done = subprocess.run(
-            [str(self.folder / "bin" / command[0]), *command[1:]],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-
-def pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Drivetrain and the template installed from wheels."""
     folder = tmp_path_factory.mktemp("vendor")
-    wheels, venv = folder / "wheels", folder / "venv"
-    for source in (REPOSITORY, TEMPLATE):
-        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
-    made = Environment(venv)
-    # Searched after the environment's own packages, and its .pth files (editable installs) are not followed.
-    (made.site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    built = [str(wheel) for wheel in wheels.glob("drivetrain*.whl")]
-    assert len(built) == 2, built
-    pip("--python", str(venv / "bin" / "python"), "install", "--no-deps", "--no-index", *built)
-    return made
+    wheels = [build(source, "wheel", folder / source.name) for source in (REPOSITORY, TEMPLATE)]
+    return fresh_environment(folder / "venv", wheels)
 
 
 @pytest.fixture(scope="module")
