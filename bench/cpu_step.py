@@ -1,6 +1,6 @@
 """Times the device part of a step on the CPU backend: random weights, SmolLM2-135M's shapes, no server, no scheduler.
 
-    python bench/cpu_step.py [--dtype bfloat16] [--threads 0] [--profile] [--only decode32]
+    python bench/cpu_step.py [--dtype bfloat16] [--threads 0] [--profile] [--only decode32 ...]
 
 Prints, for each kind of step, the best and the median time beside the floor: bytes of weights and pages over the copy
 bandwidth, or multiplications over the matrix rate, both measured in the same run.

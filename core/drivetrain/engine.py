@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 import time
 from collections import deque
@@ -48,7 +49,7 @@ class _Counts:
 class _InFlight:
     schedule: Schedule
     ticket: Ticket
-    started_s: float
+    launched_s: float
 
 
 class Engine:
@@ -78,13 +79,15 @@ class Engine:
         self._executor = executor
         self._scheduler = scheduler
         self._builder = builder
-        self._end_ids = end_ids
+        # Some models name end tokens that their embedding has no row for; those are never sampled.
+        self._end_ids = frozenset(end_id for end_id in end_ids if end_id < info.vocab_size)
         self._depth = 1 if overlap else 0
         self._seeds = random.Random(seed)
         self._live: dict[str, _Live] = {}
         self._owners: dict[Request, tuple[str, int]] = {}
         self._in_flight: deque[_InFlight] = deque()
-        self._deadlines: list[tuple[float, str]] = []
+        self._deadlines: list[tuple[float, int, str, _Live]] = []
+        self._arrivals = itertools.count()
         self._counts = _Counts()
         self._landed_s = 0.0
         self._pending: list[Update] = []
@@ -118,11 +121,12 @@ class Engine:
                 raise
         live = self._live[request.request_id] = _Live(completions)
         if request.params.prompt_logprobs is not None:
-            live.prompt_logprobs = [None] * len(request.prompt_ids)
+            live.prompt_logprobs = [None for _ in request.prompt_ids]
         for index, completion in completions.items():
             self._owners[completion] = (request.request_id, index)
         if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (time.monotonic() + request.deadline_s, request.request_id))
+            due_s = time.monotonic() + request.deadline_s
+            heapq.heappush(self._deadlines, (due_s, next(self._arrivals), request.request_id, live))
         self._counts.prompt_tokens += len(request.prompt_ids)
 
     def abort(self, request_id: str, index: int | None = None, *, error: str | None = None) -> None:
@@ -158,7 +162,7 @@ class Engine:
         return updates
 
     def reset_prefix_cache(self) -> None:
-        """Forget every cached page that no request uses."""
+        """Forget every cached prefix. Pages that requests use stay theirs, and are free once those end."""
         self._scheduler.clear_prefixes()
 
     def stats(self) -> EngineStats:
@@ -232,9 +236,10 @@ class Engine:
             self._fail(step.schedule, error, updates)
             return
         finally:
-            landed = time.perf_counter()
-            self._counts.step_s += landed - max(step.started_s, self._landed_s)
-            self._landed_s = landed
+            # A step launched ahead begins when the one before it ends.
+            now = time.perf_counter()
+            self._counts.step_s += now - max(step.launched_s, self._landed_s)
+            self._landed_s = now
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
@@ -292,8 +297,9 @@ class Engine:
     def _end_overdue(self) -> None:
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            self.abort(request_id, error="the request ran past its time limit")
+            _, _, request_id, live = heapq.heappop(self._deadlines)
+            if self._live.get(request_id) is live:  # not a later request under the same id
+                self.abort(request_id, error="the request ran past its time limit")
 
     def _take_prompt_logprobs(self, schedule: Schedule, output: StepOutput) -> None:
         place = 0

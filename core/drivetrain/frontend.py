@@ -109,14 +109,13 @@ class Frontend:
         Raises:
             RequestError: it is empty, or an id is not in the vocabulary.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        else:
-            ids = list(prompt)
-            vocab_size = self.info.vocab_size
-            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-                wrong = next(i for i in ids if not 0 <= i < vocab_size)
-                raise RequestError(f"prompt: token ids are 0 to {vocab_size - 1}, got {wrong}", param="prompt")
+        text = isinstance(prompt, str)
+        ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if text else list(prompt)
+        vocab_size = self.info.vocab_size
+        # A tokenizer may know tokens that the model's embedding has no row for.
+        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+            wrong = next(i for i in ids if not 0 <= i < vocab_size)
+            raise RequestError(f"prompt: token ids are 0 to {vocab_size - 1}, got {wrong}", param="prompt")
         if not ids and not allow_empty:
             raise RequestError("prompt: it has no tokens; send at least one", param="prompt")
         return ids
@@ -239,10 +238,12 @@ class Frontend:
 
     def _bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
         found: list[list[int]] = []
+        vocab_size = self.info.vocab_size
         for word in words:
             for text in (word, f" {word.lstrip()}"):
                 ids = self.tokenizer.encode(text, add_special_tokens=False)
-                if ids and ids not in found:
+                # A token that the model does not have is never generated.
+                if ids and max(ids) < vocab_size and ids not in found:
                     found.append(ids)
         return found
 

@@ -133,9 +133,12 @@ class ModelRunner(Executor):
     def _score_prompt(self, x_TD: torch.Tensor, asked: PromptLogprobs) -> dict[str, torch.Tensor]:
         """Log-probabilities of prompt tokens, in blocks so that (tokens, V) never exists whole."""
         tokens_Q, targets_Q = self._upload(asked.tokens).long(), self._upload(asked.targets)
+        blocks = [slice(at, at + _SCORED_AT_ONCE) for at in range(0, len(asked.tokens), _SCORED_AT_ONCE)]
         parts = [
-            self._device.ops.token_logprobs(self._decoder.logits(x_TD.index_select(0, index)), target, asked.top)
-            for index, target in zip(tokens_Q.split(_SCORED_AT_ONCE), targets_Q.split(_SCORED_AT_ONCE), strict=True)
+            self._device.ops.token_logprobs(
+                self._decoder.logits(x_TD.index_select(0, tokens_Q[block])), targets_Q[block], asked.top
+            )
+            for block in blocks
         ]
         names = ("prompt_logprobs", "prompt_ranks", "prompt_top_ids", "prompt_top_logprobs")
         return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}

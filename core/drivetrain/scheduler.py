@@ -91,16 +91,7 @@ class Scheduler:
         self._draining = True
 
     def clear_prefixes(self) -> None:
-        """Forgets all cached prefixes, as new weights require. Only while no request runs.
-
-        Raises:
-            RuntimeError: requests are running, and would go on with KV of the old weights.
-        """
-        if self._running or self._in_flight:
-            raise RuntimeError(
-                f"clear_prefixes: {len(self._running)} requests run and {len(self._in_flight)} steps are in flight; "
-                "abort or finish them first"
-            )
+        """Forgets all cached prefixes. Requests that run go on with the pages that they have."""
         self._kv.clear_prefixes()
 
     def get(self, request_id: str) -> Request | None:

@@ -17,8 +17,8 @@ from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRu
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry
 
-MAX_CONCURRENT_PROMPTS = 256
-"""Prompts of one request that are with the engine at a time; the others of a long list follow as these finish."""
+MAX_CONCURRENT_ANSWERS = 256
+"""Answers of one request that the engine works on at a time; the prompts left of a long list follow as these finish."""
 
 Batch = list[tuple[int, TextDelta]]
 """What is new: (choice, delta) pairs."""
@@ -49,6 +49,7 @@ class Generation:
         self._requests = requests
         self._telemetry = telemetry
         self._empty = empty
+        self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
         self._last_token = [arrived] * (len(requests) * self.num_answers)
 
@@ -64,7 +65,7 @@ class Generation:
                 async for batch in deltas:
                     yield self._counted(0, batch)
             return
-        async with aclosing(_merged(streams)) as merged:
+        async with aclosing(_merged(streams, self._turns)) as merged:
             async for prompt, batch in merged:
                 yield self._counted(prompt, batch)
 
@@ -135,11 +136,11 @@ def _emptied(delta: TextDelta) -> TextDelta:
 
 
 async def _merged(
-    streams: Sequence[AsyncGenerator[list[TextDelta], None]],
+    streams: Sequence[AsyncGenerator[list[TextDelta], None]], max_open: int
 ) -> AsyncGenerator[tuple[int, list[TextDelta]], None]:
-    """Items of all streams as they come, with the index of their stream; the first error ends all."""
+    """Items of all streams as they come, with the index of their stream; `max_open` run at a time, the first error ends all."""
     items: asyncio.Queue[tuple[int, list[TextDelta] | Exception | None]] = asyncio.Queue(maxsize=len(streams))
-    turns = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
+    turns = asyncio.Semaphore(max_open)
 
     async def pump(index: int) -> None:
         try:

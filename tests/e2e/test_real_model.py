@@ -7,21 +7,19 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
+from fakes.serve_process import ServeProcess
+
 pytestmark = pytest.mark.real_model
 
-START_LIMIT_S = 120.0
 CONFIG = """
 dtype = "float32"
 
@@ -36,71 +34,12 @@ threads = 1
 """
 
 
-class Server:
-    """`drivetrain serve` as a user starts it."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        (folder / "drivetrain.toml").write_text(CONFIG)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / "serve.log").open("w+")
-        arguments = ["serve", "--model", str(model), "--served-model-name", "golden", "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from drivetrain_server.cli import main; main()", *arguments],
-            cwd=folder,
-            stdout=self.log,
-            stderr=self.log,
-        )
-        self.http = httpx.Client(base_url=self.url, timeout=120)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.tail()
-            try:
-                if self.http.get("/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        raise AssertionError(f"not ready within {START_LIMIT_S} s\n{self.tail()}")
-
-    def tail(self) -> str:
-        self.log.flush()
-        return Path(self.log.name).read_text()[-3000:]
-
-    def pages(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for line in self.http.get("/metrics").text.splitlines():
-            if line.startswith("drivetrain_kv_pages"):
-                name, value = line.rsplit(" ", 1)
-                state = name.removeprefix("drivetrain_kv_pages").removeprefix("_").strip("{}").removeprefix("state=")
-                found[state.strip('"')] = float(value)
-        return found
-
-    def complete(self, **body: Any) -> dict[str, Any]:
-        answer = self.http.post("/v1/completions", json={"model": "golden", "temperature": 0} | body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-            self.log.close()
-            self.http.close()
-
-
 @pytest.fixture(scope="module")
-def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"), smollm2_path)
-    running.wait_ready()
-    yield running
-    assert running.end() == 0
+def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    folder = tmp_path_factory.mktemp("server")
+    with ServeProcess(folder, smollm2_path, CONFIG, name="golden") as running:
+        yield running
+        assert running.end() == 0
 
 
 def golden_request(golden: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +72,7 @@ def others(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_golden_answers_alone_and_again_from_the_prefix_cache(server: Server, golden_outputs: list[Any]) -> None:
+def test_golden_answers_alone_and_again_from_the_prefix_cache(server: ServeProcess, golden_outputs: list[Any]) -> None:
     for golden in golden_outputs:
         assert_golden(server.complete(**golden_request(golden)), golden)
     for golden in golden_outputs:
@@ -142,7 +81,7 @@ def test_golden_answers_alone_and_again_from_the_prefix_cache(server: Server, go
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-def test_golden_answers_among_32_others_with_chunks(server: Server, golden_outputs: list[Any]) -> None:
+def test_golden_answers_among_32_others_with_chunks(server: ServeProcess, golden_outputs: list[Any]) -> None:
     with ThreadPoolExecutor(40) as pool:
         busy = [pool.submit(server.complete, **body) for body in others(32)]
         asked = [pool.submit(server.complete, **golden_request(golden)) for golden in golden_outputs]
@@ -150,10 +89,10 @@ def test_golden_answers_among_32_others_with_chunks(server: Server, golden_outpu
             assert_golden(future.result(), golden)
         for future in busy:
             assert future.result()["usage"]["completion_tokens"] >= 8
-    assert_all_pages_back(server)
+    server.assert_all_pages_back(1199)
 
 
-def test_a_seeded_draw_is_the_same_alone_and_in_company(server: Server) -> None:
+def test_a_seeded_draw_is_the_same_alone_and_in_company(server: ServeProcess) -> None:
     body = {"prompt": "Once upon a time", "temperature": 0.8, "seed": 11, "max_tokens": 24, "top_p": 0.95}
     alone = server.complete(**body)["choices"][0]["text"]
     with ThreadPoolExecutor(16) as pool:
@@ -163,7 +102,7 @@ def test_a_seeded_draw_is_the_same_alone_and_in_company(server: Server) -> None:
             future.result()
 
 
-def test_official_client_chats_and_streams(server: Server) -> None:
+def test_official_client_chats_and_streams(server: ServeProcess) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
     answer = client.chat.completions.create(model="golden", messages=messages, temperature=0, max_tokens=20)
@@ -190,7 +129,7 @@ def test_official_client_chats_and_streams(server: Server) -> None:
 
 
 @pytest.mark.parametrize("phase", ["queued", "prefill", "streaming", "several"])
-def test_a_client_that_goes_away_frees_its_pages(server: Server, phase: str) -> None:
+def test_a_client_that_goes_away_frees_its_pages(server: ServeProcess, phase: str) -> None:
     rng = random.Random(phase)
     long = [rng.randrange(1000, 40000) for _ in range(900)]
     body: dict[str, Any] = {"model": "golden", "prompt": long, "max_tokens": 100, "stream": True, "ignore_eos": True}
@@ -206,7 +145,7 @@ def test_a_client_that_goes_away_frees_its_pages(server: Server, phase: str) -> 
         time.sleep(0.15)
     for connection in connections:
         connection.close()
-    assert_all_pages_back(server)
+    server.assert_all_pages_back(1199)
     # The server is as good as new.
     assert server.complete(prompt="Hello", max_tokens=2)["usage"]["completion_tokens"] == 2
 
@@ -220,23 +159,12 @@ def raw_request(port: int, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def assert_all_pages_back(server: Server) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        pages = server.pages()
-        if pages["used"] == 0:
-            break
-        assert time.monotonic() < deadline, pages
-        time.sleep(0.05)
-    assert pages["free"] + pages["cached"] == pages["capacity"] == 1199
-
-
-def test_a_killed_engine_is_told_at_once_and_started_again(server: Server) -> None:
+def test_a_killed_engine_is_told_at_once_and_started_again(server: ServeProcess) -> None:
     body = {"model": "golden", "prompt": "Count: one two", "max_tokens": 900, "stream": True, "ignore_eos": True}
     with server.http.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
-        os.kill(engine_pid(server.process.pid), signal.SIGKILL)
+        os.kill(server.engine_pid, signal.SIGKILL)
         started = time.monotonic()
         rest = list(lines)
         assert time.monotonic() - started < 5
@@ -244,17 +172,4 @@ def test_a_killed_engine_is_told_at_once_and_started_again(server: Server) -> No
     assert server.http.get("/ready").status_code == 503
     server.wait_ready()
     assert server.complete(prompt="The capital of France is", max_tokens=3)["choices"][0]["text"].strip() != ""
-    assert_all_pages_back(server)
-
-
-def engine_pid(parent: int) -> int:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                command = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[1]) == parent and b"drivetrain.process.worker" in command:
-                return int(entry.name)
-    raise AssertionError("no engine process")
+    server.assert_all_pages_back(1199)

@@ -21,6 +21,7 @@ class Traffic:
     arrive: float = 0.4
     abort: float = 0.02
     fail: float = 0.01
+    clear: float = 0.002
     longest_prompt: int = 40
     longest_answer: int = 24
     num_prefixes: int = 3
@@ -107,6 +108,14 @@ class Driver:
         assert self.scheduler.abort(name)
         self.ended[name] = FinishReason.ABORT
 
+    def clear(self) -> None:
+        """An operator resets the prefix cache while requests run."""
+        self.events += 1
+        self.scheduler.clear_prefixes()
+        stats = self.scheduler.stats()
+        assert stats.pages_cached == 0
+        self.seen["clear running" if stats.running else "clear idle"] += 1
+
     def step(self) -> None:
         """Schedules, then lands or fails what must come home."""
         self.now_s += 0.01
@@ -157,6 +166,8 @@ class Driver:
                 self.arrive()
             if rng.random() < traffic.abort:
                 self.abort()
+            if rng.random() < traffic.clear:
+                self.clear()
             self.step()
         self.finish()
 

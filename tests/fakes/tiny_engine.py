@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drivetrain_cpu.backend import CpuBackend
 
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
@@ -15,7 +14,8 @@ from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
-from drivetrain_plugins.contract.backend import RankInfo
+from drivetrain_cpu.backend import CpuBackend
+from drivetrain_plugins.contract.backend import Device, RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import (
@@ -35,8 +35,8 @@ END_ID = 5
 _NORM = NormSpec(kind="rms", eps=1e-5)
 
 
-def tiny_spec(*, window: int | None = None) -> DecoderSpec:
-    """Three layers with grouped heads; the middle one may have a sliding window."""
+def tiny_spec(*, window: int | None = None, vocab_size: int = VOCAB_SIZE) -> DecoderSpec:
+    """Two layers with grouped heads; the second may have a sliding window."""
 
     def layer(span: int | None) -> LayerSpec:
         mixer = AttentionSpec(
@@ -46,10 +46,10 @@ def tiny_spec(*, window: int | None = None) -> DecoderSpec:
 
     return DecoderSpec(
         architecture="tiny",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=64,
         max_positions=MAX_MODEL_LEN,
-        layers=(layer(None), layer(window), layer(None)),
+        layers=(layer(None), layer(window)),
         final_norm=_NORM,
         tied=True,
     )
@@ -83,11 +83,14 @@ def tiny_engine(
     max_waiting: int = 1000,
     window: int | None = None,
     seed: int = 0,
+    vocab_size: int = VOCAB_SIZE,
+    device: Device | None = None,
+    end_ids: frozenset[int] = frozenset({END_ID}),
     **config: Any,
 ) -> Engine:
-    """An engine on the CPU backend in fp32; `config` goes to `EngineConfig`."""
-    spec = tiny_spec(window=window)
-    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
+    spec = tiny_spec(window=window, vocab_size=vocab_size)
+    device = device or CpuBackend().open(RankInfo(), {"threads": 1})
     limits = ExecutorLimits(
         dtype="float32",
         kv_dtype="float32",
@@ -99,7 +102,7 @@ def tiny_engine(
     )
     executor = ModelRunner(device)
     plan = executor.load(spec, RandomTensors(spec, seed), limits, lambda *progress: None)
-    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=frozenset({END_ID}))
+    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=end_ids)
     return connect(
         EngineConfig(model="tiny", overlap="on" if overlap else "off", max_waiting=max_waiting, **config),
         model,

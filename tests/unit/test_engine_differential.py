@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import pytest
 
 from fakes.tiny_engine import random_requests, run, tiny_engine
 
 LOGPROB_TOLERANCE = 2e-4
+TIGHT = 14
+"""Pages that do not hold what runs at once: requests are preempted."""
 
 
 def plain_answers(seed: int, count: int, window: int | None):
@@ -37,44 +40,34 @@ def assert_same(expected, got, aborted: set[str]) -> None:
             assert mine.top[0][0] == other.top[0][0] if mine.top else not other.top
 
 
-@pytest.mark.parametrize("window", [None, 24])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "window"), [(0, None), (1, 24), (2, None), (3, 24)])
 def test_every_combination_of_features_gives_the_answers_of_the_plain_engine(seed: int, window: int | None) -> None:
     count = 12
     expected = plain_answers(seed, count, window)
+    requests = random_requests(seed, count)
     rng = random.Random(seed)
-    for overlap in (False, True):
-        for prefix_cache in (False, True):
-            for step_tokens in (512, rng.randint(9, 24)):
-                for pages in (400, 22):
-                    engine = tiny_engine(
-                        overlap=overlap,
-                        prefix_cache=prefix_cache,
-                        step_tokens=step_tokens,
-                        pages=pages,
-                        window=window,
-                    )
-                    aborted = {f"r{index}" for index in range(count) if rng.random() < 0.2}
-                    aborts = {}
-                    for request_id in sorted(aborted):
-                        aborts.setdefault(rng.randint(0, 40), []).append(request_id)
-                    requests = random_requests(seed, count)
-                    got = run(engine, requests, aborts)
-                    assert_same(expected, got, aborted)
-                    again = run(engine, requests)
-                    assert_same(expected, again, set())
-                    stats = engine.stats()
-                    assert stats.pages_used == 0
-                    assert stats.pages_free + stats.pages_cached == stats.pages_total
-                    if pages == 22:
-                        engine.reset_prefix_cache()
-                        assert engine.stats().pages_free == stats.pages_total
-
-
-def test_small_pools_do_preempt_and_prefixes_are_hit() -> None:
-    """The differential test above would prove little if these paths were not taken."""
-    engine = tiny_engine(overlap=True, pages=22, step_tokens=32)
-    run(engine, random_requests(1, 12))
-    stats = engine.stats()
-    assert stats.preemptions > 0
-    assert stats.prefix_hit_tokens > 0
+    preemptions = hits = 0
+    for overlap, prefix_cache in product((False, True), (False, True)):
+        for step_tokens, pages in product((512, rng.randint(9, 24)), (400, TIGHT)):
+            engine = tiny_engine(
+                overlap=overlap, prefix_cache=prefix_cache, step_tokens=step_tokens, pages=pages, window=window
+            )
+            aborted = {f"r{index}" for index in range(count) if rng.random() < 0.2}
+            aborts: dict[int, list[str]] = {}
+            for request_id in sorted(aborted):
+                aborts.setdefault(rng.randint(0, 40), []).append(request_id)
+            assert_same(expected, run(engine, requests, aborts), aborted)
+            again = requests[: count // 2]
+            second = run(engine, again)
+            assert {request_id for request_id, _ in second} == {request.request_id for request in again}
+            assert_same({key: expected[key] for key in second}, second, set())
+            stats = engine.stats()
+            assert stats.pages_used == 0
+            assert stats.pages_free + stats.pages_cached == stats.pages_total
+            preemptions += stats.preemptions
+            hits += stats.prefix_hit_tokens
+            engine.reset_prefix_cache()
+            assert engine.stats().pages_free == stats.pages_total
+    # Without these paths the comparison would prove little.
+    assert preemptions > 0
+    assert hits > 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ async def test_prompts_outside_the_vocabulary_are_refused(prompt: list[int]) -> 
     with pytest.raises(RequestError, match="prompt: ") as caught:
         (await _frontend(FakeEngine())).encode(prompt)
     assert caught.value.param == "prompt"
+
+
+async def test_text_whose_token_the_model_does_not_have_is_refused() -> None:
+    """Tokenizers may have added tokens beyond the embedding; one in a prompt must not reach the engine."""
+    engine = FakeEngine()
+    frontend = await _frontend(engine)
+    engine._info = replace(frontend.info, vocab_size=256)
+    assert frontend.encode("ab", add_special_tokens=False) == [97, 98]
+    with pytest.raises(RequestError, match=r"prompt: token ids are 0 to 255, got 257") as caught:
+        frontend.encode("ab")
+    assert caught.value.param == "prompt"
+
+
+async def test_bad_words_that_the_model_cannot_generate_are_left_out() -> None:
+    engine = FakeEngine()
+    frontend = await _frontend(engine)
+    engine._info = replace(frontend.info, vocab_size=256)
+    made = frontend.request("r", [97], SamplingParams(max_tokens=1, bad_words=("<|end|>", "ab")))
+    assert made.bad_word_ids == [[97, 98], [32, 97, 98]]
 
 
 async def test_model_without_template_refuses_chats() -> None:

@@ -128,13 +128,25 @@ def test_an_evicted_chain_is_published_again() -> None:
     assert spans(scheduler.schedule()) == [("d", 20, 5, True)]
 
 
-def test_clearing_prefixes_needs_a_quiet_scheduler() -> None:
+def test_prefixes_may_be_cleared_while_requests_run() -> None:
+    scheduler = scheduler_of()
+    running = request_of("a", SHARED)
+    scheduler.add(running)
+    step = scheduled(scheduler)
+    pages = list(running.pages)
+    scheduler.clear_prefixes()
+    assert running.pages == pages
+    scheduler.add(request_of("b", SHARED, max_tokens=1))
+    later = scheduled(scheduler)
+    assert spans(later)[-1] == ("b", 0, 12, True)
+    land(scheduler, step)
+    land(scheduler, later)
+    finish(scheduler)
+
+
+def test_cleared_prefixes_are_not_found_again() -> None:
     scheduler = scheduler_of()
     scheduler.add(request_of("a", SHARED))
-    step = scheduled(scheduler)
-    with pytest.raises(RuntimeError, match="1 requests run and 1 steps are in flight"):
-        scheduler.clear_prefixes()
-    land(scheduler, step)
     finish(scheduler)
     assert scheduler.stats().pages_cached > 0
     scheduler.clear_prefixes()

@@ -62,7 +62,7 @@ def test_random_traffic_visits_every_case() -> None:
         seen += driver.seen
     cases = {"stop", "length", "abort", "error", "fail oldest", "fail newest"}
     cases |= {"abort waiting 0", "abort running 0", "abort running 1", "abort preempted 0"}
-    cases |= {"overloaded", "hit", "chunk", "copy", "preempted", "preempted in flight"}
+    cases |= {"clear running", "overloaded", "hit", "chunk", "copy", "preempted", "preempted in flight"}
     assert cases <= {case for case, count in seen.items() if count}
 
 
@@ -73,7 +73,7 @@ def test_random_traffic_visits_every_case() -> None:
     mixed=st.booleans(),
     chunked=st.booleans(),
     cached=st.booleans(),
-    events=st.lists(st.sampled_from(("arrive", "abort", "step", "fail")), min_size=1, max_size=60),
+    events=st.lists(st.sampled_from(("arrive", "abort", "step", "fail", "clear")), min_size=1, max_size=60),
 )
 def test_any_short_history_ends_clean(
     seed: int, overlap: int, mixed: bool, chunked: bool, cached: bool, events: list[str]

@@ -124,7 +124,7 @@ class PrefixIndex:
             self._pool.unpublish(gone.page)
 
     def clear(self) -> None:
-        """Forgets every block, as a change of weights requires."""
+        """Forgets every block; pages that requests hold stay with them."""
         for block in self._blocks.values():
             block.alive = False
         self._blocks.clear()

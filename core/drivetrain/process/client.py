@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 10.0
 _STREAM_LIMIT = 1 << 20
+_MAX_RESUBMISSIONS = 1
+"""A request that ends engines is not handed to one after the other."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +57,7 @@ class _Stream:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     error: DrivetrainError | None = None
     started: bool = False
-    resubmitted: bool = False
+    submissions: int = 1
 
     def fail(self, error: DrivetrainError) -> None:
         self.error = error
@@ -65,8 +67,9 @@ class _Stream:
 class ProcessEngine:
     """An `EngineClient` whose engine is another process.
 
-    A dead engine is started again, at most `max_restarts` times within `restart_window_s`. Requests that had brought
-    tokens fail at once with `EngineDead`; those that had not are given to the new engine, once.
+    An engine that dies once it was ready is started again, at most `max_restarts` times within `restart_window_s`, and
+    so is one that dies while it starts again. Requests that had brought tokens fail at once with `EngineDead`; those
+    that had not are given to the next engine, once.
     """
 
     def __init__(self, config: EngineConfig, *, max_restarts: int = 3, restart_window_s: float = 600.0) -> None:
@@ -190,14 +193,17 @@ class ProcessEngine:
     async def _supervise(self) -> None:
         """Run the engine, again and again while that makes sense."""
         while True:
-            error = await self._run_once()
-            was_ready = self._info is not None
+            try:
+                error = await self._run_once()
+            except OSError as reason:
+                error = EngineDead(f"the engine process could not be run: {reason}")
+            ready_before = self._ready.is_set()
             self._info, self._last_error, self._writer = None, f"{error}; it is being started again", None
             for waiter in self._stats_waiters:
                 if not waiter.done():
                     waiter.set_result(EngineStats())
             self._stats_waiters.clear()
-            again = was_ready and not self._closing and self._may_restart()
+            again = ready_before and not self._closing and self._may_restart()
             self._end_streams(error, keep_unstarted=again)
             if not again:
                 self._given_up, self._failure = error, str(error)
@@ -217,9 +223,7 @@ class ProcessEngine:
 
     def _end_streams(self, error: DrivetrainError, *, keep_unstarted: bool) -> None:
         for stream in list(self._streams.values()):
-            if keep_unstarted and not stream.started and not stream.resubmitted:
-                stream.resubmitted = True
-            else:
+            if not (keep_unstarted and not stream.started and stream.submissions <= _MAX_RESUBMISSIONS):
                 stream.fail(error)
 
     async def _run_once(self) -> DrivetrainError:
@@ -301,6 +305,7 @@ class ProcessEngine:
                 self._info = info
                 self._ready.set()
                 for stream in self._streams.values():
+                    stream.submissions += 1
                     self._write(Submit(stream.request))
 
     def _dispatch(self, updates: list[Update]) -> None:

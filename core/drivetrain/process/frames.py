@@ -90,8 +90,10 @@ def refusal(request_id: str, error: errors.DrivetrainError) -> Refused:
 
 
 def raised(refused: Refused) -> errors.DrivetrainError:
-    """The error that a refusal stands for."""
-    kind = getattr(errors, refused.kind, errors.EngineError)
+    """The error that a refusal stands for; an exception that is none of ours becomes an `EngineError` that names it."""
+    kind: object = getattr(errors, refused.kind, None)
+    if not isinstance(kind, type) or not issubclass(kind, errors.DrivetrainError):
+        return errors.EngineError(f"{refused.kind}: {refused.message}")
     if issubclass(kind, errors.RequestError):
         return kind(refused.message, param=refused.param)
     if issubclass(kind, errors.Overloaded):

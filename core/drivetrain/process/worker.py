@@ -6,6 +6,7 @@ cannot go on, or when standard input closes, which is how it learns that its sup
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -182,8 +183,10 @@ class Worker:
         try:
             frontend.connection.sendall(frame(self._encoder, message))
         except OSError:
-            # Its reader thread sees the same end and reports it through the inbox.
-            frontend.connection.close()
+            # Part of a frame may be sent, so nothing may follow it. The reader thread wakes up and reports the end;
+            # closing instead would leave it, and the requests of this frontend, waiting.
+            with contextlib.suppress(OSError):
+                frontend.connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:

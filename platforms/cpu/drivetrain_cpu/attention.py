@@ -7,6 +7,10 @@ T tokens, n rows of a group, Q queries a row, L keys a row, H query heads, G key
 F rotary pairs.
 """
 
+# Relaxed: torch's stubs leave methods untyped; caches are always this backend's own.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,9 @@ Rows with similar numbers of queries and keys form a group, which is padded to i
 R rows, n rows of a group, Q queries a row, L keys a row, G key-value heads.
 """
 
+# Relaxed: torch's stubs leave methods untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from drivetrain_plugins.contract.attention import RotaryTable
 from drivetrain_plugins.contract.slots import StepInputs
 
 Array = npt.NDArray[np.int64]
+Angles = tuple[torch.Tensor, torch.Tensor]
 
 GATHERED_BYTES = 64 << 20
 """Most bytes of keys and values that one group copies out of its pages."""
@@ -101,9 +105,9 @@ class AttentionPlan:
     dtype: torch.dtype
     covers_tokens: bool
     rows: Rows
-    groups: dict[Geometry, tuple[Group, ...]] = field(default_factory=dict)
-    write_index: dict[int, torch.Tensor] = field(default_factory=dict)
-    angles: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    groups: dict[Geometry, tuple[Group, ...]] = field(default_factory=dict[Geometry, tuple[Group, ...]])
+    write_index: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    angles: dict[int, Angles] = field(default_factory=dict[int, tuple[torch.Tensor, torch.Tensor]])
 
     def groups_of(self, geometry: Geometry) -> tuple[Group, ...]:
         """Groups for layers of this geometry."""
@@ -123,7 +127,7 @@ class AttentionPlan:
             self.write_index[num_kv_heads] = index
         return index
 
-    def angles_of(self, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
+    def angles_of(self, table: RotaryTable) -> Angles:
         """Cosines (T, 1, 1, F) and sines (T, 1, F) of the step's tokens, float32."""
         angles = self.angles.get(id(table))
         if angles is None:

@@ -1,10 +1,14 @@
 """Collectives over gloo between processes."""
 
+# Relaxed: torch's stubs leave out the process group.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import torch
 
@@ -12,9 +16,44 @@ from drivetrain_plugins.contract.communicator import Communicator
 from drivetrain_plugins.errors import CommunicatorError
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import AllToAllOptions, Store
+
     from drivetrain_plugins.contract.backend import RankInfo
 
 _T = TypeVar("_T")
+
+
+class _Work(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> bool: ...
+
+
+class _Group(Protocol):
+    """What is used of a process group; torch's stubs leave these methods out of its gloo class."""
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> _Work: ...
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor]) -> _Work: ...
+    def alltoall_base(
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        output_sizes: list[int],
+        input_sizes: list[int],
+        options: AllToAllOptions,
+    ) -> _Work: ...
+    def broadcast(self, tensor: torch.Tensor, root: int) -> _Work: ...
+    def send(self, tensors: list[torch.Tensor], destination: int, tag: int) -> _Work: ...
+    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> _Work: ...
+    def barrier(self) -> _Work: ...
+
+
+class _Rendezvous(Protocol):
+    """`torch.distributed.rendezvous`, whose keyword arguments have no types."""
+
+    def __call__(
+        self, url: str, rank: int, world_size: int, *, timeout: timedelta
+    ) -> Iterator[tuple[Store, int, int]]: ...
 
 
 class GlooCommunicator(Communicator):
@@ -22,6 +61,7 @@ class GlooCommunicator(Communicator):
 
     def __init__(self, info: RankInfo) -> None:
         import torch.distributed as dist
+        from torch._C._distributed_c10d import PrefixStore
 
         self.rank = info.rank
         self.world = info.world
@@ -29,11 +69,14 @@ class GlooCommunicator(Communicator):
         self._dist = dist
         limit = timedelta(seconds=info.timeout_s)
 
-        def join() -> dist.ProcessGroupGloo:
-            rendezvous = dist.rendezvous(info.init_method, rank=info.rank, world_size=info.world, timeout=limit)
-            store, _, _ = next(iter(rendezvous))
+        # Documented, but torch neither exports it for type checkers nor gives its keywords types.
+        meet = cast("_Rendezvous", dist.rendezvous)  # pyright: ignore[reportPrivateImportUsage, reportUnknownMemberType]
+
+        def join() -> _Group:
+            store, _, _ = next(meet(info.init_method, info.rank, info.world, timeout=limit))
             store.set_timeout(limit)
-            return dist.ProcessGroupGloo(dist.PrefixStore("drivetrain", store), info.rank, info.world, limit)
+            group = dist.ProcessGroupGloo(PrefixStore("drivetrain", store), info.rank, info.world, limit)
+            return cast("_Group", group)
 
         self._group = self._guard(f"joining {info.init_method}", join)
 
@@ -69,8 +112,10 @@ class GlooCommunicator(Communicator):
             "all_to_all",
             lambda: self._group.alltoall_base(received, flat, sizes_in, sizes_out, options).wait(),
         )
-        for part, content in zip(incoming, received.split(sizes_in), strict=True):
-            part.copy_(content.view(part.shape))
+        end = 0
+        for part in incoming:
+            start, end = end, end + part.numel()
+            part.copy_(received[start:end].view(part.shape))
         return incoming
 
     def broadcast(self, inout: torch.Tensor, source: int) -> torch.Tensor:
@@ -100,8 +145,7 @@ class GlooCommunicator(Communicator):
             row[0] = part.ndim
             row[1 : 1 + part.ndim] = torch.tensor(part.shape)
         everyone = self.all_gather(table, dim=0).view(self.world, self.world, 9)
-        mine = everyone[:, self.rank].tolist()
-        return [row[1 : 1 + row[0]] for row in mine]
+        return [[int(size) for size in row[1 : 1 + int(row[0])]] for row in everyone[:, self.rank]]
 
     def _guard(self, operation: str, call: Callable[[], _T]) -> _T:
         try:

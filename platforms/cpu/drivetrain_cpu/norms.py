@@ -3,6 +3,9 @@
 T tokens, D features.
 """
 
+# Relaxed: torch's stubs leave methods untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import torch

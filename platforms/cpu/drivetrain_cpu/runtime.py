@@ -1,5 +1,8 @@
 """Synchronous execution: a step has finished when its call returns."""
 
+# Relaxed: torch's stubs leave methods untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -32,7 +35,7 @@ class CpuRuntime(Runtime):
     device = torch.device("cpu")
 
     def stage(self, host: Int32Array, destination: torch.Tensor) -> None:
-        destination[: host.size].copy_(torch.from_numpy(host.reshape(-1)))
+        destination[: host.size].copy_(torch.as_tensor(host.reshape(-1)))
 
     def fetch(self, tensors: Mapping[str, torch.Tensor]) -> Fetch:
         # Cloned: the caller may overwrite the tensors before it reads the result.

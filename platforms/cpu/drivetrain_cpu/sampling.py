@@ -3,6 +3,9 @@
 K rows, V vocabulary, C candidates of a row.
 """
 
+# Relaxed: torch's stubs leave methods untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import replace

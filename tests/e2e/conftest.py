@@ -1,0 +1,41 @@
+"""A real server over a tiny model, started once for all attacks on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.serve_process import ServeProcess
+from fakes.tiny_model import write_tiny_model
+
+TINY_CONFIG = """
+dtype = "float32"
+
+[limits]
+max_num_seqs = 24
+max_step_tokens = 128
+max_model_len = 1024
+num_pages = 600
+
+[server]
+max_body_bytes = 200000
+
+[backend_options.cpu]
+threads = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama of two layers."""
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    """`drivetrain serve` on the tiny model."""
+    with ServeProcess(tmp_path_factory.mktemp("tiny-server"), tiny_model, TINY_CONFIG) as running:
+        yield running
+        assert running.end() == 0

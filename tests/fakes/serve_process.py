@@ -1,0 +1,150 @@
+"""`drivetrain serve` as a user starts it: the real engine process behind the real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+START_LIMIT_S = 120.0
+MAIN = "from drivetrain_server.cli import main; main()"
+
+
+class ServeProcess:
+    """A server and its engine.
+
+    Args:
+        folder: where configuration and log are written.
+        model: what is served, under `name`.
+        config: the text of drivetrain.toml.
+        program: what Python runs, with the command line in `sys.argv`.
+        environment: further variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        config: str,
+        *,
+        name: str = "tiny",
+        program: str = MAIN,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        (folder / "drivetrain.toml").write_text(config)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.name = name
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = (folder / "serve.log").open("w+")
+        arguments = ["serve", "--model", str(model), "--served-model-name", name, "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            cwd=folder,
+            stdout=self.log,
+            stderr=self.log,
+            env=os.environ | dict(environment or {}),
+        )
+        self.http = httpx.Client(base_url=self.url, timeout=120)
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.tail()
+            try:
+                if self.http.get("/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready within {START_LIMIT_S} s\n{self.tail()}")
+
+    def tail(self) -> str:
+        self.log.flush()
+        return Path(self.log.name).read_text()[-3000:]
+
+    def metric(self, name: str) -> float:
+        """The value of one line of `/metrics`, named with its labels."""
+        for line in self.http.get("/metrics").text.splitlines():
+            found, _, value = line.rpartition(" ")
+            if found == name:
+                return float(value)
+        raise AssertionError(f"no metric {name}")
+
+    def pages(self) -> dict[str, float]:
+        """KV pages by state, and their capacity."""
+        found: dict[str, float] = {}
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith("drivetrain_kv_pages"):
+                name, value = line.rsplit(" ", 1)
+                state = name.removeprefix("drivetrain_kv_pages").removeprefix("_").strip("{}").removeprefix("state=")
+                found[state.strip('"')] = float(value)
+        return found
+
+    def assert_all_pages_back(self, capacity: int, *, within_s: float = 20.0) -> None:
+        deadline = time.monotonic() + within_s
+        while True:
+            pages = self.pages()
+            if pages.get("used") == 0:
+                break
+            assert time.monotonic() < deadline, pages
+            time.sleep(0.02)
+        assert pages["free"] + pages["cached"] == pages["capacity"] == capacity
+
+    def complete(self, **body: Any) -> dict[str, Any]:
+        """The answer to a completion request that has to succeed."""
+        answer = self.http.post("/v1/completions", json={"model": self.name, "temperature": 0} | body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @property
+    def engine_pid(self) -> int:
+        """The process id of the engine."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                    command = (entry / "cmdline").read_bytes()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if int(fields[1]) == self.process.pid and b"drivetrain.process.worker" in command:
+                    return int(entry.name)
+        raise AssertionError("no engine process")
+
+    def end(self) -> int:
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, where it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+        self.http.close()

@@ -1,0 +1,316 @@
+"""The engine process's loop over real sockets: who gets what, and what happens when a frontend goes or hangs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from drivetrain.engine import Engine
+from drivetrain.errors import DeviceLost
+from drivetrain.messages import GenerateRequest, Phase, Update
+from drivetrain.process import worker as worker_module
+from drivetrain.process.frames import (
+    HEADER,
+    Abort,
+    AskStats,
+    Died,
+    FromEngine,
+    Progress,
+    Ready,
+    Refused,
+    ResetPrefixCache,
+    Shutdown,
+    Stats,
+    Submit,
+    ToEngine,
+    Updates,
+    frame,
+    raised,
+)
+from drivetrain.process.worker import Worker
+from drivetrain.sampling import SamplingParams
+from fakes.tiny_engine import run, tiny_engine
+
+LIMIT_S = 20.0
+
+
+def request(request_id: str, **params: object) -> GenerateRequest:
+    merged = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8} | params
+    prompt = list(range(20, 40))
+    return GenerateRequest(request_id=request_id, prompt_ids=prompt, params=SamplingParams(**merged))  # type: ignore[arg-type]
+
+
+class Frontend:
+    """A connection as an API process has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.connection.settimeout(LIMIT_S)
+        self.connection.connect(str(path))
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+
+    def send(self, message: ToEngine) -> None:
+        self.connection.sendall(frame(self._encoder, message))
+
+    def receive(self) -> FromEngine | None:
+        """The next message; None at the end."""
+        header = self._read(HEADER.size)
+        return None if header is None else self._decoder.decode(self._read(HEADER.unpack(header)[0]) or b"")
+
+    def until(self, wanted: Callable[[FromEngine], bool]) -> list[FromEngine]:
+        """Everything up to and with the first message that is `wanted`."""
+        seen: list[FromEngine] = []
+        while not seen or not wanted(seen[-1]):
+            message = self.receive()
+            assert message is not None, f"the connection ended after {seen}"
+            seen.append(message)
+        return seen
+
+    def answer(self, request_id: str) -> list[Update]:
+        """Every update of a request, to its end."""
+        seen = self.until(
+            lambda message: (
+                isinstance(message, Updates)
+                and any(each.request_id == request_id and each.finish_reason for each in message.updates)
+            )
+        )
+        updates = [update for message in seen if isinstance(message, Updates) for update in message.updates]
+        return [update for update in updates if update.request_id == request_id]
+
+    def stats(self) -> Stats:
+        self.send(AskStats())
+        found = self.until(lambda message: isinstance(message, Stats))[-1]
+        assert isinstance(found, Stats)
+        return found
+
+    def _read(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            part = self.connection.recv(size - len(data))
+            if not part:
+                return None
+            data += part
+        return data
+
+
+class Running:
+    """A worker that serves a small engine in a thread; `run` ends in `error` or without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "engine.sock"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+        self.worker = Worker(self.listener)
+        threading.Thread(target=self.worker._accept, daemon=True).start()
+        self.error: BaseException | None = None
+        self.engine: Engine | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.frontends: list[Frontend] = []
+
+    def serve(self, engine: Engine) -> None:
+        self.engine = engine
+        self.thread.start()
+
+    def connect(self, *, ready: bool = True) -> Frontend:
+        frontend = Frontend(self.path)
+        self.frontends.append(frontend)
+        if ready:
+            frontend.until(lambda message: isinstance(message, Ready))
+        return frontend
+
+    def join(self) -> None:
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive()
+
+    def _run(self) -> None:
+        assert self.engine is not None
+        try:
+            self.worker.run(self.engine)
+        except BaseException as error:
+            self.error = error
+            self.worker.die(error)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path)
+    yield running
+    if running.thread.is_alive():
+        running.connect().send(Shutdown(0.0))
+        running.join()
+    for frontend in running.frontends:
+        frontend.connection.close()
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not check():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_each_frontend_gets_the_answers_of_its_own_requests(served: Running) -> None:
+    served.serve(tiny_engine())
+    one, two = served.connect(), served.connect()
+    one.send(Submit(request("a")))
+    two.send(Submit(request("b", n=2, temperature=1.0, seed=3)))
+    mine = one.answer("a")
+    expected = run(tiny_engine(), [request("a"), request("b", n=2, temperature=1.0, seed=3)])
+    assert [token for update in mine for token in update.token_ids] == expected["a", 0][0]
+    theirs = two.until(lambda message: isinstance(message, Updates) and all(u.finish_reason for u in message.updates))
+    updates = [update for message in theirs if isinstance(message, Updates) for update in message.updates]
+    assert {update.request_id for update in updates} == {"b"}
+    for index in (0, 1):
+        assert [t for update in updates if update.index == index for t in update.token_ids] == expected["b", index][0]
+
+
+def test_a_frontend_that_comes_late_is_told_every_phase_and_that_the_engine_is_ready(served: Running) -> None:
+    served.worker.tell_progress(Phase(name="weights", done=1.0, total=2.0))
+    early = served.connect(ready=False)
+    served.worker.tell_progress(Phase(name="weights", done=2.0, total=2.0, finished=True))
+    served.worker.tell_progress(Phase(name="warm up", finished=True))
+    served.serve(tiny_engine())
+    assert any(isinstance(message, Ready) for message in early.until(lambda message: isinstance(message, Ready)))
+    *phases, ready = served.connect(ready=False).until(lambda message: isinstance(message, Ready))
+    told = [(message.phase.name, message.phase.finished) for message in phases if isinstance(message, Progress)]
+    assert told == [("weights", True), ("warm up", True)]
+    assert isinstance(ready, Ready)
+    assert served.engine is not None
+    assert ready.info == served.engine.info
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"prompt_ids": [9] * 300}, "PromptTooLong", "context of 256 tokens"),
+        ({"prompt_ids": []}, "RequestError", "at least one token"),
+        ({"priority": 1000}, "RequestError", "priority: expected -100 to 100"),
+        ({"request_id": "busy"}, "RequestError", "already running"),
+        ({"params": SamplingParams(n=9)}, "Overloaded", "the limit is 3"),
+    ],
+)
+def test_a_refused_request_is_told_why_and_the_others_go_on(
+    served: Running, changes: dict[str, object], kind: str, words: str
+) -> None:
+    served.serve(tiny_engine(max_waiting=3))
+    frontend = served.connect()
+    frontend.send(Submit(request("busy", max_tokens=60)))
+    frontend.send(Submit(replace(request("bad"), **changes)))  # type: ignore[arg-type]
+    refused = frontend.until(lambda message: isinstance(message, Refused))[-1]
+    assert isinstance(refused, Refused)
+    assert (refused.request_id, refused.kind) == (changes.get("request_id", "bad"), kind)
+    assert words in str(raised(refused))
+    assert frontend.answer("busy")[-1].finish_reason == "length"
+
+
+def test_a_frontend_that_leaves_takes_its_requests_with_it(served: Running) -> None:
+    served.serve(tiny_engine())
+    stays, leaves = served.connect(), served.connect()
+    stays.send(Submit(request("mine", max_tokens=200)))
+    for name in ("a", "b"):
+        leaves.send(Submit(request(name, max_tokens=200)))
+    leaves.until(lambda message: isinstance(message, Updates))
+    leaves.connection.close()
+    eventually(lambda: stays.stats().stats.running <= 1)
+    assert served.engine is not None
+    assert not served.engine.is_live("a")
+    assert not served.engine.is_live("b")
+    stays.send(Abort("mine"))
+    assert stays.answer("mine")[-1].finish_reason == "abort"
+    assert stays.stats().stats.pages_used == 0
+
+
+def test_a_frontend_that_stops_reading_is_given_up(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(worker_module, "_SEND_BUFFER_BYTES", 4096)
+    served.serve(tiny_engine())
+    stuck, healthy = served.connect(), served.connect()
+    for turn in range(20):
+        stuck.send(Submit(request(f"s{turn}", max_tokens=230, logprobs=20)))
+    healthy.send(Submit(request("h", max_tokens=20)))
+    assert healthy.answer("h")[-1].finish_reason == "length"
+    eventually(lambda: healthy.stats().stats.running == 0)
+    stats = healthy.stats().stats
+    assert stats.waiting == 0
+    assert stats.finished < 21, "its requests were ended, not finished into nowhere"
+    assert stats.pages_used == 0
+
+
+def test_a_frontend_that_sends_rubbish_loses_its_connection_only(
+    served: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.serve(tiny_engine())
+    healthy = served.connect()
+    for rubbish in (HEADER.pack(3) + b"\xc1\xc1\xc1", HEADER.pack(2**32 - 1), HEADER.pack(2) + b"\x91\x05"):
+        frontend = served.connect()
+        frontend.connection.sendall(rubbish)
+        assert frontend.receive() is None
+    healthy.send(Submit(request("a")))
+    assert healthy.answer("a")[-1].finish_reason == "length"
+    assert "a frontend's connection broke" in capsys.readouterr().err
+
+
+def test_the_prefix_cache_is_reset_on_demand_also_while_a_request_runs(served: Running) -> None:
+    served.serve(tiny_engine())
+    frontend = served.connect()
+    frontend.send(Submit(request("a")))
+    frontend.answer("a")
+    assert frontend.stats().stats.pages_cached > 0
+    frontend.send(Submit(request("b", max_tokens=200)))
+    frontend.until(lambda message: isinstance(message, Updates))
+    frontend.send(ResetPrefixCache())
+    assert frontend.answer("b")[-1].finish_reason == "length"
+
+
+def test_draining_finishes_what_runs_and_refuses_what_comes(served: Running) -> None:
+    served.serve(tiny_engine())
+    frontend = served.connect()
+    frontend.send(Submit(request("a", max_tokens=100)))
+    frontend.until(lambda message: isinstance(message, Updates))
+    frontend.send(Shutdown(LIMIT_S))
+    frontend.send(Submit(request("late")))
+    refused = frontend.until(lambda message: isinstance(message, Refused))[-1]
+    assert isinstance(refused, Refused)
+    assert (refused.request_id, refused.kind) == ("late", "Draining")
+    assert frontend.answer("a")[-1].finish_reason == "length"
+    served.join()
+    assert served.error is None
+
+
+def test_when_the_time_to_drain_is_over_requests_end_with_the_reason(served: Running) -> None:
+    served.serve(tiny_engine())
+    frontend = served.connect()
+    frontend.send(Submit(request("a", max_tokens=230)))
+    frontend.until(lambda message: isinstance(message, Updates))
+    frontend.send(Shutdown(0.0))
+    last = frontend.answer("a")[-1]
+    assert (last.finish_reason, last.error) == ("abort", "the server is shutting down")
+    served.join()
+    assert served.engine is not None
+    assert served.engine.stats().pages_used == 0
+
+
+def test_a_lost_device_is_told_to_every_frontend(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine()
+
+    def lost() -> list[Update]:
+        raise DeviceLost("device 0 fell off the bus")
+
+    monkeypatch.setattr(engine, "step", lost)
+    served.serve(engine)
+    one, two = served.connect(), served.connect()
+    one.send(Submit(request("a")))
+    for frontend in (one, two):
+        died = frontend.until(lambda message: isinstance(message, Died))[-1]
+        assert died == Died("DeviceLost", "device 0 fell off the bus")
+    served.join()
+    assert isinstance(served.error, DeviceLost)

@@ -1,0 +1,150 @@
+"""The runner: captured steps are replayed right, and a step that runs out of memory costs one request."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drivetrain.messages import GenerateRequest, Update
+from drivetrain.sampling import SamplingParams
+from drivetrain_cpu.backend import CpuBackend, CpuDevice
+from drivetrain_cpu.ops import CpuOps
+from drivetrain_plugins.contract.backend import RankInfo
+from drivetrain_plugins.errors import BackendError, OutOfMemory
+from fakes.replaying_device import ReplayingDevice
+from fakes.tiny_engine import random_requests, run, tiny_engine
+
+PLANTED = "planted: no room for the logits"
+
+
+def greedy(request_id: str, prompt: range, **params: object) -> GenerateRequest:
+    merged = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 6} | params
+    return GenerateRequest(request_id=request_id, prompt_ids=list(prompt), params=SamplingParams(**merged))  # type: ignore[arg-type]
+
+
+class FailingOps(CpuOps):
+    """Raises in the sampler of chosen calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.fail_at: set[int] = set()
+
+    def sample(self, *args: object) -> object:
+        self.calls += 1
+        if self.calls in self.fail_at:
+            raise RuntimeError(PLANTED)
+        return super().sample(*args)  # type: ignore[arg-type]
+
+
+def failing_device(*, known: bool) -> tuple[CpuDevice, FailingOps]:
+    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    device.ops = ops = FailingOps()
+
+    def classify(error: Exception) -> BackendError | None:
+        return OutOfMemory(str(error)) if known and PLANTED in str(error) else None
+
+    device.classify = classify  # type: ignore[method-assign]
+    return device, ops
+
+
+def drain(engine: object) -> dict[str, list[Update]]:
+    updates: dict[str, list[Update]] = {}
+    while engine.has_work:  # type: ignore[attr-defined]
+        for update in engine.step():  # type: ignore[attr-defined]
+            updates.setdefault(update.request_id, []).append(update)
+    return updates
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_captured_steps_give_the_answers_of_plain_ones(overlap: bool) -> None:
+    requests = random_requests(4, 10)
+    expected = run(tiny_engine(rows=6), requests)
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=6, device=device, overlap=overlap)
+    warm_captures, warm_replays = device.runtime.captures, device.runtime.replays
+    assert warm_captures > 0
+    answers = run(engine, requests)
+    assert device.runtime.replays - warm_replays > 20
+    assert {key: (ids, reason) for key, (ids, _, reason) in answers.items()} == {
+        key: (ids, reason) for key, (ids, _, reason) in expected.items()
+    }
+    for key, (_, logprobs, _) in expected.items():
+        ours = [entry.logprob for entry in answers[key][1]]
+        assert ours == pytest.approx([entry.logprob for entry in logprobs], abs=2e-4)
+
+
+def test_each_shape_is_captured_once() -> None:
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=4, device=device)
+    run(engine, [greedy("a", range(10, 15))])
+    captures = device.runtime.captures
+    run(engine, [greedy("b", range(20, 25)), greedy("c", range(30, 35))])
+    run(engine, [greedy("d", range(40, 45))])
+    assert device.runtime.captures - captures <= 1, "a second shape is new, the first is not"
+
+
+def test_recordings_of_a_buffer_that_was_too_small_are_made_again() -> None:
+    """More biases than were planned for move the packed buffer, which recorded steps read at its address."""
+    bias = dict.fromkeys(range(6, 190), -100.0)
+    plain, biased = greedy("plain", range(20, 40)), greedy("biased", range(50, 60), logit_bias=bias)
+    expected = run(tiny_engine(rows=4), [plain, biased])
+    engine = tiny_engine(rows=4, device=ReplayingDevice())
+    assert run(engine, [plain])["plain", 0] == expected["plain", 0]
+    assert run(engine, [biased])["biased", 0] == expected["biased", 0]
+    assert run(engine, [plain])["plain", 0] == expected["plain", 0]
+    assert set(expected["biased", 0][0]).isdisjoint(bias)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("step", [1, 4])
+def test_out_of_memory_fails_one_request_and_the_others_finish(step: int, overlap: bool) -> None:
+    requests = [greedy("short", range(10, 15)), greedy("long", range(20, 60)), greedy("other", range(70, 80))]
+    expected = run(tiny_engine(), requests)
+    device, ops = failing_device(known=True)
+    engine = tiny_engine(device=device, overlap=overlap)
+    for request in requests:
+        engine.submit(request)
+    ops.fail_at = {ops.calls + step}
+    updates = drain(engine)
+    failed = [request_id for request_id, each in updates.items() if each[-1].finish_reason == "error"]
+    assert len(failed) == 1
+    assert step > 1 or failed == ["long"], "the prompt with the most tokens is to blame"
+    assert updates[failed[0]][-1].error == PLANTED
+    for request_id in {"short", "long", "other"} - set(failed):
+        ids = [token for update in updates[request_id] for token in update.token_ids]
+        assert ids == expected[request_id, 0][0]
+        assert updates[request_id][-1].finish_reason == "length"
+    stats = engine.stats()
+    assert (stats.failed, stats.finished, stats.pages_used, stats.running) == (1, 2, 0, 0)
+    again = [request for request in requests if request.request_id == failed[0]]
+    assert run(engine, again)[failed[0], 0][0] == expected[failed[0], 0][0]
+
+
+def test_an_error_that_the_device_does_not_know_is_a_bug_and_comes_through() -> None:
+    device, ops = failing_device(known=False)
+    engine = tiny_engine(device=device)
+    engine.submit(greedy("a", range(10, 15)))
+    ops.fail_at = {ops.calls + 1}
+    with pytest.raises(RuntimeError, match=PLANTED):
+        engine.step()
+
+
+def test_closing_gives_the_pages_back() -> None:
+    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    engine = tiny_engine(device=device)
+    assert device.allocator.use().kv == engine.info.kv_bytes > 0
+    engine.submit(greedy("a", range(10, 15)))
+    engine.step()
+    engine.close()
+    assert device.allocator.use().kv == 0
+
+
+def test_prompt_scores_do_not_depend_on_the_block_they_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = greedy("a", range(10, 60), prompt_logprobs=2)
+    whole = run(tiny_engine(), [request])["a", "prompt"][1]
+    monkeypatch.setattr("drivetrain.runner._SCORED_AT_ONCE", 7)
+    parts = run(tiny_engine(), [request])["a", "prompt"][1]
+    assert [entry.token_id for entry in parts] == list(range(11, 60))
+    assert [entry.logprob for entry in parts] == pytest.approx([entry.logprob for entry in whole], abs=1e-4)
+    assert [entry.rank for entry in parts] == [entry.rank for entry in whole]
+    assert torch.tensor([entry.logprob for entry in parts]).lt(0).all()
