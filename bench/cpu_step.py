@@ -9,10 +9,13 @@ bandwidth, or multiplications over the matrix rate, both measured in the same ru
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine does for this backend, before torch is loaded
 
 import numpy as np
 import torch
@@ -22,7 +25,14 @@ from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, R
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.batch import BatchLayout, SampleFeatures
 from drivetrain_plugins.contract.memory import KVCache, KVLayerSpec, KVSpec, MemoryLimits
-from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
+from drivetrain_plugins.contract.model import (
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    NormSpec,
+    RotarySpec,
+)
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, StepContext
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import SlotState
