@@ -7,6 +7,7 @@ cannot go on, or when standard input closes, which is how it learns that its sup
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -241,6 +242,9 @@ def main(path: str) -> int:
     worker.listen()
     try:
         engine = assemble(config, progress=worker.tell_progress)
+        # What exists now lives as long as the process: the collector need not walk it in the middle of a step.
+        gc.collect()
+        gc.freeze()
         worker.run(engine)
         engine.close()
     except DrivetrainError as error:
