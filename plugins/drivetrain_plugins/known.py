@@ -23,7 +23,7 @@ class KnownBackend:
     Attributes:
         name: its name.
         hardware: what it drives, for people.
-        install: the command that installs it.
+        install: what to do to get it.
         signs: paths of which one exists where a driver for the hardware is loaded.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def serve(config: Config) -> None:
     from drivetrain_server.cli.models import with_model
     from drivetrain_server.serve import serve as run_server
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     config = with_model(config)
     engine = new_engine(config)
     ended = threading.Event()
