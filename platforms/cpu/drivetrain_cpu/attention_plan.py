@@ -24,7 +24,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 GATHERED_BYTES = 64 << 20
 """Most bytes of keys and values that one group copies out of its pages."""
-BLOCK_SCORES = 4 << 20
+BLOCK_SCORES = 2 << 20
 """Most scores that one block of queries makes, all heads together."""
 MAX_BLOCK_QUERIES = 128
 """A block computes a square on the diagonal, half of it for nothing; larger blocks waste more."""
