@@ -20,14 +20,13 @@ from drivetrain_plugins.contract.batch import (
     PromptLogprobs,
     SampleFeatures,
     StepBatch,
-    StepOutput,
     Ticket,
 )
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Progress, Weights
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
 from drivetrain_plugins.contract.memory import KVCache, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import StepContext
-from drivetrain_plugins.contract.runtime import Fetch, Replay
+from drivetrain_plugins.contract.runtime import Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
 
@@ -118,7 +117,7 @@ class ModelRunner(Executor):
         results = _named(sampled)
         if prompt is not None:
             results.update(prompt)
-        return _StepTicket(self._device.runtime.fetch(results), batch.num_samples)
+        return FetchedStep(self._device.runtime.fetch(results), batch.num_samples)
 
     def _forward(self, layout: BatchLayout, shape: StepShape, batch: StepBatch | None) -> _Forward:
         """From the staged buffer to logits."""
@@ -212,24 +211,6 @@ class ModelRunner(Executor):
                 self._execute(batch).wait()
         self._device.runtime.synchronize()
         progress("warm up", len(layouts), len(layouts), "shapes")
-
-
-class _StepTicket:
-    """Turns fetched arrays into a `StepOutput` without padding."""
-
-    def __init__(self, fetch: Fetch, num_samples: int) -> None:
-        self._fetch = fetch
-        self._num_samples = num_samples
-
-    def ready(self) -> bool:
-        return self._fetch.ready()
-
-    def wait(self) -> StepOutput:
-        arrays = self._fetch.wait()
-        count = self._num_samples
-        return StepOutput(
-            **{name: array if name.startswith("prompt_") else array[:count] for name, array in arrays.items()}
-        )
 
 
 def _named(sampled: SampledTokens) -> dict[str, torch.Tensor]:

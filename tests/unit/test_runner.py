@@ -26,6 +26,7 @@ class FailingOps(CpuOps):
     """Raises in the sampler of chosen calls."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls = 0
         self.fail_at: set[int] = set()
 

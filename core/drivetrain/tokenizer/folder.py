@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from drivetrain.config_files import read_json_file
 from drivetrain.errors import ModelError, TokenizerError
 from drivetrain.tokenizer.sentencepiece import SentencePieceModel, build_sentencepiece, read_sentencepiece_model
+from drivetrain.tokenizer.surroundings import surround
 from drivetrain.tokenizer.tokenizer import TokenizerParts
 
 if TYPE_CHECKING:
@@ -177,18 +178,9 @@ def _set_begin_and_end(
     encoder: tokenizers.Tokenizer, config: dict[str, Any], roles: dict[str, str], *, adds_bos_by_default: bool
 ) -> None:
     """Apply `add_bos_token` and `add_eos_token`."""
-    from tokenizers import processors
-
     bos = roles.get("bos_token") if config.get("add_bos_token", adds_bos_by_default) else None
     eos = roles.get("eos_token") if config.get("add_eos_token", False) else None
-    around = [token for token in (bos, eos) if token is not None]
-    if not around:
-        return
-    encoder.post_processor = processors.TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        pair=None,
-        special_tokens=[(token, encoder.token_to_id(token)) for token in dict.fromkeys(around)],
-    )
+    surround(encoder, bos, eos)
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:

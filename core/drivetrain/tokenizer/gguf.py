@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from drivetrain.errors import TokenizerError
 from drivetrain.tokenizer.pretokenizers import build_normalizer, build_pre_tokenizer, find_pre_tokenization
 from drivetrain.tokenizer.sentencepiece import PieceType, SentencePieceModel, build_sentencepiece
+from drivetrain.tokenizer.surroundings import surround
 from drivetrain.tokenizer.tokenizer import TokenizerParts
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def read_gguf_tokenizer(header: GGUFHeader) -> tuple[tokenizers.Tokenizer, Token
             f"use the model's safetensors folder"
         )
     special = _special_tokens(metadata, texts)
-    _add_template(
+    surround(
         encoder,
         special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", add_bos) else None,
         special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None,
@@ -165,20 +166,6 @@ def _special_tokens(metadata: Mapping[str, MetadataValue], texts: list[str]) -> 
         if isinstance(token_id, int) and 0 <= token_id < len(texts):
             special[role] = texts[token_id]
     return special
-
-
-def _add_template(encoder: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Put begin and end tokens around encoded text."""
-    from tokenizers import processors
-
-    around = [token for token in (bos, eos) if token is not None]
-    if not around:
-        return
-    encoder.post_processor = processors.TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        pair=None,
-        special_tokens=[(token, encoder.token_to_id(token)) for token in dict.fromkeys(around)],
-    )
 
 
 def _chat_templates(metadata: Mapping[str, MetadataValue]) -> dict[str, str]:

@@ -14,12 +14,12 @@ from drivetrain_plugins.conformance.batches import Packing, Row, pack
 from drivetrain_plugins.conformance.subject import from_ints, torch_dtype
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, RotaryTable
 from drivetrain_plugins.contract.backend import Device
-from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, StepOutput, Ticket
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Progress, Weights
+from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, Ticket
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
 from drivetrain_plugins.contract.memory import KVCache, KVLayerSpec, KVSpec, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, StepContext
-from drivetrain_plugins.contract.runtime import Fetch, Replay
+from drivetrain_plugins.contract.runtime import Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SlotState, StepInputs
 
@@ -104,7 +104,7 @@ class PartsExecutor(Executor):
         ):
             if tensor is not None:
                 results[name] = tensor
-        return _PartsTicket(device.runtime.fetch(results), batch.num_samples)
+        return FetchedStep(device.runtime.fetch(results), batch.num_samples)
 
     def close(self) -> None:
         self._recordings.clear()
@@ -198,21 +198,4 @@ class PartsExecutor(Executor):
             up=self._linear(f"{prefix}.mlp.gate.weight", f"{prefix}.mlp.up.weight"),
             down=self._linear(f"{prefix}.mlp.down.weight"),
             attention=attention,
-        )
-
-
-class _PartsTicket:
-    """Fetched arrays without padding."""
-
-    def __init__(self, fetch: Fetch, num_samples: int) -> None:
-        self._fetch = fetch
-        self._num_samples = num_samples
-
-    def ready(self) -> bool:
-        return self._fetch.ready()
-
-    def wait(self) -> StepOutput:
-        arrays = self._fetch.wait()
-        return StepOutput(
-            **{name: x if name.startswith("prompt_") else x[: self._num_samples] for name, x in arrays.items()}
         )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from drivetrain_plugins.contract.batch import StepBatch, Ticket
+from drivetrain_plugins.contract.batch import StepBatch, StepOutput, Ticket
 from drivetrain_plugins.contract.capabilities import Dtype, KVDtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.runtime import Fetch
 from drivetrain_plugins.contract.shapes import ShapePolicy
 
 Progress = Callable[[str, float, float, str], None]
@@ -83,3 +84,27 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the device."""
+
+
+class FetchedStep:
+    """The ticket of a step whose results are fetched by a `Runtime`, under the names of `StepOutput`.
+
+    Args:
+        fetch: the arrays on their way.
+        num_samples: rows that sampled; what the padding sampled is cut off.
+    """
+
+    def __init__(self, fetch: Fetch, num_samples: int) -> None:
+        self._fetch = fetch
+        self._num_samples = num_samples
+
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._fetch.ready()
+
+    def wait(self) -> StepOutput:
+        """Block until the results are on the host; raises what `Fetch.wait` raises."""
+        count = self._num_samples
+        return StepOutput(
+            **{name: x if name.startswith("prompt_") else x[:count] for name, x in self._fetch.wait().items()}
+        )
