@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
-from fakes.serve_process import ServeProcess
+from fakes.serve_process import ServeProcess, sse_events
 
 BODY = {
     "prompt": "The quick brown fox",
@@ -62,9 +61,8 @@ class Canary:
         text, token_ids = "", list[int]()
         with http.stream("POST", "/v1/completions", json=BODY | {"model": self._server.name}) as answer:
             assert answer.status_code == 200
-            for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    choice: dict[str, Any] = json.loads(line[6:])["choices"][0]
-                    text += choice["text"]
-                    token_ids += choice.get("token_ids", [])
+            for event in sse_events(answer):
+                choice = event["choices"][0]
+                text += choice["text"]
+                token_ids += choice.get("token_ids", [])
         return text, token_ids

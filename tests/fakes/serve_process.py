@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -148,3 +149,15 @@ class ServeProcess:
         self.process.wait()
         self.log.close()
         self.http.close()
+
+
+def sse_events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON events of a stream as they come; `iter_lines` would cut at line ends of Unicode inside the text."""
+    rest = b""
+    for part in answer.iter_bytes():
+        *events, rest = (rest + part).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: {"):
+                yield json.loads(event[6:])
+    if rest:
+        yield json.loads(rest)  # an error in place of a stream
