@@ -13,7 +13,7 @@ from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config, load_model_config
 from drivetrain.engine import Engine
-from drivetrain.errors import ConfigError, OutOfMemory, Unsupported
+from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
@@ -53,12 +53,12 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         DrivetrainError: a setting, the model or the device stands in the way; the message says what to do.
     """
     clock = PhaseClock(progress)
+    with clock.phase("read model"):
+        model = open_model(config)
     with clock.phase("find device"):
         backend = choose(config)
     with clock.phase("open device"):
         device = open_device(config, backend)
-    with clock.phase("read model"):
-        model = open_model(config)
     limits = _limits(config, model, device.capabilities)
     gaps = device.unsupported(model.spec, limits)
     if gaps:
@@ -90,11 +90,15 @@ def open_model(config: EngineConfig) -> OpenedModel:
         raise ConfigError("model: got nothing, expected a folder, a GGUF file or a name that `drivetrain ls` shows")
     path = resolve_model(config.model)
     model_config = load_model_config(path)
+    try:
+        spec = decoder_spec(model_config)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{path}: {error}") from error
     return OpenedModel(
         path=path,
         name=config.served_model_name or Path(config.model).name,
         config=model_config,
-        spec=decoder_spec(model_config),
+        spec=spec,
         end_ids=frozenset(load_generation_config(path).eos_token_ids),
     )
 

@@ -21,9 +21,19 @@ num_pages = 600
 
 [server]
 max_body_bytes = 200000
+max_stream_bytes = 4096
 
 [backend_options.cpu]
 threads = 1
+"""
+# The time that a reader may stand still is no setting; here it is one second.
+PROGRAM = """
+import functools
+import drivetrain_server.serve as serve
+from drivetrain_server.app import create_app
+from drivetrain_server.cli import main
+serve.create_app = functools.partial(create_app, stall_s=1.0)
+main()
 """
 
 
@@ -36,6 +46,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     """`drivetrain serve` on the tiny model."""
-    with ServeProcess(tmp_path_factory.mktemp("tiny-server"), tiny_model, TINY_CONFIG) as running:
+    with ServeProcess(tmp_path_factory.mktemp("tiny-server"), tiny_model, TINY_CONFIG, program=PROGRAM) as running:
         yield running
         assert running.end() == 0

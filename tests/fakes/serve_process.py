@@ -69,6 +69,8 @@ class ServeProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            print(self.tail())
         self.kill()
 
     def wait_ready(self) -> None:

@@ -40,6 +40,9 @@ class GGUFWeights:
         self._num_kv_heads = self._head_count(f"{architecture}.attention.head_count_kv", self._num_heads)
         self._buffer = self._map()
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     @property
     def total_bytes(self) -> int:
         return sum(self.stored_bytes(name) for name in self._mapped)

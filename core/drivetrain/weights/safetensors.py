@@ -135,6 +135,9 @@ class SafetensorsWeights:
         self._entries = _folder_entries(path)
         self._open: dict[Path, _OpenFile] = {}
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     @property
     def total_bytes(self) -> int:
         return sum(entry.num_bytes for entry in self._entries.values())
