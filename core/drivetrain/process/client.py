@@ -173,8 +173,8 @@ class ProcessEngine:
         if process is not None and process.returncode is None:
             if self._info is not None:
                 self._write(Shutdown(drain_s))
-            elif process.stdin is not None:
-                process.stdin.close()
+            else:
+                process.kill()  # it still loads, and nothing is lost
             try:
                 async with asyncio.timeout(drain_s + _EXIT_TIMEOUT_S):
                     await process.wait()

@@ -232,7 +232,9 @@ def main(path: str) -> int:
     """Load the model, tell how that goes, and serve. Returns the exit status."""
     from drivetrain.assembly import assemble
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides; a terminal's Ctrl-C reaches both
+    # The supervisor decides: a terminal's Ctrl-C, or the SIGTERM of a service manager, reaches both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     size = int.from_bytes(_read_exactly(4), "little")
     config = msgspec.json.decode(_read_exactly(size), type=EngineConfig)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
