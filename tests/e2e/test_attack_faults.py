@@ -109,7 +109,8 @@ def test_sigterm_under_load_finishes_what_runs_and_refuses_what_comes(tiny_model
     with start(tmp_path, tiny_model) as server:
         streams = [Stream(server, 300) for _ in range(30)]
         _until(lambda: server.metric("drivetrain_requests_waiting") == 10)
-        server.process.send_signal(signal.SIGTERM)
+        for pid in (server.engine_pid, server.process.pid):  # as a service manager does
+            os.kill(pid, signal.SIGTERM)
         _until(lambda: server.http.get("/ready").json()["status"] == "draining")
         refused = server.http.post("/v1/completions", json=STREAM | {"max_tokens": 1})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
@@ -138,6 +139,19 @@ def test_second_signal_ends_everything_with_an_error_event(tiny_model: Path, tmp
             assert stream.status in (200, 503)
             assert stream.error_code == "draining"
         assert not _alive(engine)
+
+
+def test_signal_while_the_engine_starts_ends_both_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    server = start(tmp_path, tiny_model)
+    try:
+        _until(lambda: _engine(server) is not None)
+        engine = server.engine_pid
+        _until(lambda: "Listening on" in server.tail())
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(5) == 0
+        assert not _alive(engine)
+    finally:
+        server.kill()
 
 
 def test_killed_server_takes_its_engine_with_it(tiny_model: Path, tmp_path: Path) -> None:

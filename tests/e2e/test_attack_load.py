@@ -33,7 +33,7 @@ num_pages = 800
 api_keys = ["one", "two"]
 max_requests_per_key = 10
 metrics_public = true
-request_timeout_s = 4
+request_timeout_s = 6
 
 [backend_options.cpu]
 threads = 1
@@ -57,23 +57,26 @@ def post(server: ServeProcess, key: str = "one", **body: Any) -> httpx.Response:
 
 def test_a_full_queue_is_503_with_retry_after_and_recovers(limited: ServeProcess) -> None:
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda at: post(limited, "one" if at % 2 else "two", max_tokens=150), range(20)))
+        answers = list(pool.map(lambda at: post(limited, "one" if at % 2 else "two", max_tokens=60), range(20)))
     by_status = {status: [each for each in answers if each.status_code == status] for status in (200, 503)}
     assert len(by_status[200]) + len(by_status[503]) == 20
-    assert len(by_status[200]) >= 10  # 4 run and 6 wait
+    assert len(by_status[200]) >= 6
     assert by_status[503]
     for refused in by_status[503]:
         assert refused.json()["error"]["code"] == "overloaded"
         assert 1 <= int(refused.headers["retry-after"]) <= 120
     for served in by_status[200]:
-        assert served.json()["usage"]["completion_tokens"] == 150
+        assert served.json()["usage"]["completion_tokens"] == 60
     assert post(limited, max_tokens=2).status_code == 200
     limited.assert_all_pages_back(799)
 
 
 def test_one_key_at_its_limit_is_429_while_another_is_served(limited: ServeProcess) -> None:
-    opened = [_open(limited.port, BODY | {"max_tokens": 2000, "stream": True}) for _ in range(10)]
+    opened: list[socket.socket] = []
     try:
+        for count in (4, 6):  # those that run, those that wait
+            opened += [_open(limited.port, BODY | {"max_tokens": 2000, "stream": True}) for _ in range(count)]
+            _until(lambda: limited.metric("drivetrain_requests_running") == 4)
         _until(lambda: limited.http.get("/ready").json()["open_requests"] == 10)
         refused = post(limited, "one", max_tokens=1)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
@@ -98,15 +101,10 @@ def test_a_wrong_key_opens_nothing(limited: ServeProcess, key: str) -> None:
 
 def test_a_request_past_its_time_is_ended(limited: ServeProcess) -> None:
     begun = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(post, limited, max_tokens=2000, n=2, seed=at, temperature=1) for at in range(4)]
-        answers = [future.result() for future in futures]
-    assert time.monotonic() - begun < 12
-    late = [answer for answer in answers if answer.status_code != 200]
-    assert late
-    for answer in late:
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "request_failed")
-        assert "time limit" in answer.json()["error"]["message"]
+    answer = post(limited, max_tokens=2000, n=6, logprobs=20)
+    assert 6 <= time.monotonic() - begun < 10
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "request_failed")
+    assert "time limit" in answer.json()["error"]["message"]
     limited.assert_all_pages_back(799)
 
 
@@ -125,7 +123,7 @@ def test_storms_of_leaving_clients_leave_no_page_and_no_memory(tiny_server: Serv
     sizes: list[tuple[int, int]] = []
     with Canary(tiny_server):
         # The first ones fill the bounded caches of shapes that torch and the runner keep.
-        for storm in range(7):
+        for storm in range(6):
             _storm(tiny_server, seed=storm % 2)
             _until(lambda: tiny_server.http.get("/ready").json()["open_requests"] <= 1)
             sizes.append((_resident(tiny_server.process.pid), _resident(tiny_server.engine_pid)))
@@ -133,7 +131,7 @@ def test_storms_of_leaving_clients_leave_no_page_and_no_memory(tiny_server: Serv
     assert tiny_server.metric("drivetrain_requests_running") == 0
     assert tiny_server.metric("drivetrain_requests_waiting") == 0
     assert tiny_server.http.get("/ready").json()["open_requests"] == 0
-    for first, last in zip(sizes[3], sizes[-1], strict=True):
+    for first, last in zip(sizes[2], sizes[-1], strict=True):
         assert last < first * 1.15, sizes
 
 
