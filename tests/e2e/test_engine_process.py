@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from drivetrain.config import EngineConfig
 from drivetrain.errors import DrivetrainError, EngineDead, ModelNotFound, Overloaded, PromptTooLong, RequestError
 from drivetrain.messages import GenerateRequest
 from drivetrain.process.client import ProcessEngine
+from drivetrain.process.frames import HEADER, FromEngine, Ready
 from drivetrain.sampling import SamplingParams
 
 LIMIT_S = 60.0
@@ -176,13 +178,12 @@ def is_alive(pid: int) -> bool:
 
 
 def is_serving(path: Path) -> bool:
-    import socket
-
-    from drivetrain.process.frames import HEADER, FromEngine, Ready
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(LIMIT_S)
-        connection.connect(str(path))
+        try:
+            connection.connect(str(path))
+        except ConnectionRefusedError:  # bound, and about to listen
+            return False
         with connection.makefile("rb") as stream:
             while header := stream.read(HEADER.size):
                 message = msgspec.msgpack.decode(stream.read(HEADER.unpack(header)[0]), type=FromEngine)

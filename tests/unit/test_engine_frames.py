@@ -12,7 +12,9 @@ from drivetrain.sampling import SamplingParams
 
 
 def every_error(root: type[errors.DrivetrainError] = errors.DrivetrainError) -> list[type[errors.DrivetrainError]]:
-    ours = [kind for kind in root.__subclasses__() if kind.__module__.startswith("drivetrain")]
+    """What core and plugins raise; a frontend's own errors never come from an engine."""
+    packages = ("drivetrain", "drivetrain_plugins")
+    ours = [kind for kind in root.__subclasses__() if kind.__module__.split(".")[0] in packages]
     return [root, *(found for kind in ours for found in every_error(kind))]
 
 

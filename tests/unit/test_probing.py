@@ -109,13 +109,13 @@ def test_a_backend_that_is_not_ready_gives_its_reason_and_next_step(packages: Pl
             id="no reason",
         ),
         pytest.param(
-            "import os\ndef probe():\n    [os.write(fd, b'junk\\n') for fd in range(3, 30) if is_open(fd)]\n"
+            "import os\ndef probe():\n    [os.write(fd, b'junk\\n') for fd in range(3, 1024) if is_open(fd)]\n"
             "def is_open(fd):\n    try: os.fstat(fd)\n    except OSError: return False\n    return True",
             "its probe gave a malformed answer: JSON is malformed: invalid character (byte 0)",
             id="writes junk on the pipe",
         ),
         pytest.param(
-            "import os\ndef probe():\n    [close(fd) for fd in range(3, 30)]\n    os._exit(0)\n"
+            "import os\ndef probe():\n    [close(fd) for fd in range(3, 1024)]\n    os._exit(0)\n"
             "def close(fd):\n    try: os.close(fd)\n    except OSError: pass",
             "its probe exited with code 0 before it answered",
             id="closes the pipe",
