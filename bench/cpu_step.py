@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine does for this backend, before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as the engine does for this backend, before torch is loaded
 
 import numpy as np
 import torch

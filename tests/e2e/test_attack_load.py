@@ -71,6 +71,7 @@ def test_a_full_queue_is_503_with_retry_after_and_recovers(limited: ServeProcess
     limited.assert_all_pages_back(799)
 
 
+@pytest.mark.slow
 def test_one_key_at_its_limit_is_429_while_another_is_served(limited: ServeProcess) -> None:
     opened: list[socket.socket] = []
     try:
@@ -119,6 +120,7 @@ def test_a_reader_that_stops_is_ended_and_frees_its_pages(tiny_server: ServeProc
     assert tiny_server.complete(prompt="Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.slow
 def test_storms_of_leaving_clients_leave_no_page_and_no_memory(tiny_server: ServeProcess) -> None:
     sizes: list[tuple[int, int]] = []
     with Canary(tiny_server):

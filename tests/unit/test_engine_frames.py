@@ -10,6 +10,8 @@ from drivetrain.messages import GenerateRequest
 from drivetrain.process.frames import HEADER, FromEngine, Refused, Submit, ToEngine, frame, raised, refusal
 from drivetrain.sampling import SamplingParams
 
+HOMES = ("drivetrain.errors", "drivetrain_plugins.errors")
+
 
 def every_error(root: type[errors.DrivetrainError] = errors.DrivetrainError) -> list[type[errors.DrivetrainError]]:
     """What core and plugins raise; a frontend's own errors never come from an engine."""
