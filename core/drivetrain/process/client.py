@@ -285,6 +285,8 @@ class ProcessEngine:
                     self._take(message)
         except (asyncio.IncompleteReadError, ConnectionError):
             return last_words
+        except msgspec.MsgspecError as error:
+            return Died(type(error).__name__, f"a frame of the engine could not be read: {error}")
 
     def _take(self, message: Updates | Progress | Ready | Refused | Stats) -> None:
         match message:
