@@ -194,7 +194,7 @@ class ChatTemplate:
     def _run(self, compiled: _Compiled, variables: dict[str, Any]) -> str:
         import jinja2
 
-        from drivetrain.template_sandbox import BudgetExceeded, start_budget
+        from drivetrain.template_budget import BudgetExceeded, start_budget
 
         limits = self._limits
         budget = start_budget(max_steps=limits.max_steps, max_chars=limits.max_output_chars, max_cpu_s=limits.max_cpu_s)

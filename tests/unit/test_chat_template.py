@@ -188,7 +188,8 @@ def test_refusals_and_failures_of_a_template_are_errors_of_the_request() -> None
 def test_clock_of_templates() -> None:
     from datetime import datetime
 
-    from drivetrain.template_sandbox import TemplateEnvironment, start_budget
+    from drivetrain.template_budget import start_budget
+    from drivetrain.template_sandbox import TemplateEnvironment
 
     environment = TemplateEnvironment(now=lambda: datetime(2026, 2, 3))
     start_budget(max_steps=1000, max_chars=1000, max_cpu_s=1)
