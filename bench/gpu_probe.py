@@ -117,7 +117,7 @@ def answers(engine: Engine, requests: list[GenerateRequest]) -> dict[tuple[str, 
 
 
 def small_requests() -> list[GenerateRequest]:
-    """Mixed requests: greedy, seeded draws, penalties, n > 1, shared prefixes."""
+    """Mixed requests: greedy, seeded draws, penalties, biases, n > 1, shared prefixes."""
     rng = random.Random(7)
     head = [rng.randrange(6, 1031) for _ in range(90)]
     kinds = (
@@ -125,11 +125,12 @@ def small_requests() -> list[GenerateRequest]:
         {"temperature": 0.8, "seed": 3, "n": 2},
         {"temperature": 0.0, "repetition_penalty": 1.2, "logprobs": 2},
         {"temperature": 1.0, "seed": 4, "top_p": 0.9, "top_k": 50},
+        {"temperature": 0.7, "seed": 5, "logit_bias": {7: 4.0, 9: -100.0}, "min_tokens": 6},
     )
     requests: list[GenerateRequest] = []
     for index in range(24):
         prompt = head[: rng.randint(1, 90)] + [rng.randrange(6, 1031) for _ in range(rng.randint(1, 120))]
-        params = SamplingParams(max_tokens=rng.randint(8, 64), **kinds[index % 4])
+        params = SamplingParams(max_tokens=rng.randint(8, 64), **kinds[index % len(kinds)])
         requests.append(GenerateRequest(request_id=str(index), prompt_ids=prompt, params=params))
     return requests
 

@@ -156,6 +156,9 @@ class PartsExecutor(Executor):
             recording = self._recordings[layout, pages] = (made[-1], replay)
         forward, replay = recording
         replay()
+        if batch.layout.biases:  # the last section, which only the sampler reads
+            biases_N4 = self._packed[layout.size : batch.layout.size].view(-1, 4)
+            return replace(forward, inputs=replace(forward.inputs, biases_N4=biases_N4))
         return forward
 
     def _warm_up(self) -> None:
