@@ -1,0 +1,257 @@
+"""Linear layers on a GPU: own kernels for few tokens, the vendor's library for more.
+
+With few tokens a product costs what reading its weights costs, and every further launch shows: so the norm before it,
+the activation or the addition to the residual stream after it are part of the kernel. With more tokens the library's
+products are the fastest there are.
+
+M tokens, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from drivetrain_plugins.contract import reference
+from drivetrain_plugins.contract.attention import NormWeights
+from drivetrain_plugins.contract.model import Activation, DecoderSpec, LayerSpec
+from drivetrain_plugins.contract.ops import LinearWeight
+from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.gemv import gemv_kernel
+from drivetrain_triton.launch import Variant, launch, recording
+from drivetrain_triton.linear_tables import LinearConfig, linear_config
+from drivetrain_triton.skinny_gemm import skinny_gemm_kernel
+
+_TILE_TOKENS = 16
+"""Tokens of a tile of `skinny_gemm`; its tables go up to as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What a kernel does around the product itself."""
+
+    norm: NormWeights | None = None
+    gate: Activation | None = None
+    add: bool = False
+
+
+class Linears:
+    """The products of one device.
+
+    Args:
+        arch: of the device; selects tables and programmatic dependent launch.
+    """
+
+    def __init__(self, arch: GpuArch) -> None:
+        self._arch = arch
+        self._workspaces: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._outgrown: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def prepare(self, weight: LinearWeight) -> LinearWeight:
+        """Check a weight; 16- and 32-bit ones are used as they are.
+
+        Raises:
+            Unsupported: it is quantized.
+        """
+        plain = reference.prepare_linear(weight)
+        assert plain.weight.is_contiguous(), "weights come packed"
+        return plain
+
+    def product(self, x_MK: torch.Tensor, layer: LinearWeight, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+        """x W^T + b, (M, N) in `out_dtype` or the type of `x_MK`; the sum is rounded once."""
+        dtype = out_dtype or x_MK.dtype
+        config = self._config(x_MK, layer, gate=False)
+        if config is None:
+            return _library_product(x_MK, layer, dtype)
+        out_MN = torch.empty(x_MK.shape[0], layer.weight.shape[0], dtype=dtype, device=x_MK.device)
+        return self._run(config, x_MK, layer, out_MN, _Ending())
+
+    def add_product(self, x_MK: torch.Tensor, layer: LinearWeight, total_MN: torch.Tensor) -> torch.Tensor:
+        """Add x W^T + b to `total_MN` in place and return it."""
+        config = self._config(x_MK, layer, gate=False)
+        if config is not None:
+            return self._run(config, x_MK, layer, total_MN, _Ending(add=True))
+        if layer.bias is not None:
+            total_MN.add_(layer.bias)
+        return total_MN.addmm_(x_MK, layer.weight.t())
+
+    def norm_product(self, x_MK: torch.Tensor, norm: NormWeights, layer: LinearWeight) -> torch.Tensor | None:
+        """norm(x) W^T + b in one kernel, (M, N), or None where it takes two."""
+        config = self._config(x_MK, layer, gate=False)
+        if config is None or not _joins(norm, x_MK, config):
+            return None
+        out_MN = torch.empty(x_MK.shape[0], layer.weight.shape[0], dtype=x_MK.dtype, device=x_MK.device)
+        return self._run(config, x_MK, layer, out_MN, _Ending(norm=norm))
+
+    def norm_gate(
+        self, x_MK: torch.Tensor, norm: NormWeights, layer: LinearWeight, activation: Activation
+    ) -> torch.Tensor | None:
+        """activation(gate) * up of norm(x) in one kernel, (M, N / 2), or None where it takes more.
+
+        Args:
+            layer: gate rows, then up rows.
+        """
+        config = self._config(x_MK, layer, gate=True)
+        if config is None or not _joins(norm, x_MK, config):
+            return None
+        half = layer.weight.shape[0] // 2
+        out_MN = torch.empty(x_MK.shape[0], half, dtype=x_MK.dtype, device=x_MK.device)
+        return self._run(config, x_MK, layer, out_MN, _Ending(norm=norm, gate=activation))
+
+    def _config(self, x_MK: torch.Tensor, layer: LinearWeight, *, gate: bool) -> LinearConfig | None:
+        (rows, inputs), tokens = layer.weight.shape, x_MK.shape[0]
+        config = linear_config(self._arch.name, tokens, rows // 2 if gate else rows, inputs, gate=gate)
+        if config is not None and config.kind == "skinny" and x_MK.dtype == torch.float32:
+            return None  # the matrix units would round to TF32
+        return config
+
+    def _run(
+        self, config: LinearConfig, x_MK: torch.Tensor, layer: LinearWeight, out_MN: torch.Tensor, ending: _Ending
+    ) -> torch.Tensor:
+        """Launch one kernel that fills or adds to `out_MN`, and return it."""
+        tokens, inputs = x_MK.shape
+        outputs = out_MN.shape[1]
+        norm, weight = ending.norm, layer.weight
+        pointers = (
+            x_MK,
+            weight,
+            layer.bias if layer.bias is not None else weight,
+            norm.weight if norm is not None else weight,
+            out_MN,
+        )
+        numbers = (
+            x_MK.stride(0),
+            out_MN.stride(0),
+            norm.spec.eps if norm is not None else 0.0,
+            norm.spec.weight_offset if norm is not None else 0.0,
+        )
+        flags = {
+            "NORM": norm is not None,
+            "GATE": ending.gate is not None,
+            "ACTIVATION": ending.gate or "none",
+            "ADD": ending.add,
+            "BIAS": layer.bias is not None,
+        }
+        blocks = -(-outputs // config.bn)
+        if config.kind == "gemv":
+            launch(
+                gemv_kernel,
+                (blocks,),
+                *pointers,
+                outputs,
+                *numbers,
+                num_warps=config.num_warps,
+                pdl=self._arch.pdl,
+                M=tokens,
+                K=inputs,
+                BN=config.bn,
+                BK=config.bk,
+                UNROLL=config.unroll,
+                **flags,
+            )
+            return out_MN
+        part = config.bn * _TILE_TOKENS * (2 if ending.gate else 1) + _TILE_TOKENS
+        parts, arrived = self._workspace(x_MK.device, blocks * config.split * part, blocks)
+        launch(
+            skinny_gemm_kernel,
+            (blocks, config.split),
+            *pointers,
+            parts,
+            arrived,
+            tokens,
+            outputs,
+            inputs,
+            *numbers,
+            num_warps=config.num_warps,
+            num_stages=config.stages,
+            pdl=self._arch.pdl,
+            BM=_TILE_TOKENS,
+            BN=config.bn,
+            BK=config.bk,
+            SPLIT=config.split,
+            STAGES=config.stages,
+            EVEN_K=inputs % (config.bk * config.split) == 0,
+            **flags,
+        )
+        return out_MN
+
+    def _workspace(self, device: torch.device, num_parts: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Buffers for split products. Recorded steps may know one that became too small, so it stays.
+
+        Products run one after another, so all share them.
+        """
+        found = self._workspaces.get(device)
+        if found is not None:
+            if found[0].numel() >= num_parts and found[1].numel() >= num_blocks:
+                return found
+            self._outgrown.append(found)
+        parts = torch.empty(max(num_parts, 1 << 22), dtype=torch.float32, device=device)
+        arrived = torch.zeros(max(num_blocks, 1 << 14), dtype=torch.int32, device=device)
+        self._workspaces[device] = (parts, arrived)
+        return parts, arrived
+
+
+def _joins(norm: NormWeights, x_MK: torch.Tensor, config: LinearConfig) -> bool:
+    """Whether a norm can be part of the product that follows it."""
+    if norm.spec.kind != "rms" or norm.weight is None or norm.bias is not None:
+        return False
+    # The matrix units take 16 bits, and x times the norm's weight may be too large for fp16 before it is scaled.
+    return config.kind == "gemv" or x_MK.dtype == torch.bfloat16
+
+
+def _library_product(x_MK: torch.Tensor, layer: LinearWeight, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == x_MK.dtype:
+        return F.linear(x_MK, layer.weight, layer.bias)
+    if not x_MK.is_cuda:
+        return F.linear(x_MK.to(dtype), layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
+    out_MN = torch.mm(x_MK, layer.weight.t(), out_dtype=dtype)
+    return out_MN if layer.bias is None else out_MN.add_(layer.bias)
+
+
+def linear_variants(spec: DecoderSpec, dtype: torch.dtype, arch: GpuArch) -> list[Variant]:
+    """What the products of a model may launch, for compiling ahead.
+
+    Args:
+        spec: of this rank's share.
+    """
+    linears = Linears(arch)
+    layers = {(layer.mixer, layer.mlp, layer.norm): layer for layer in spec.layers}.values()
+    head = _absent(spec.vocab_size, spec.embedding.size or spec.hidden_size, dtype, bias=spec.lm_head_bias)
+    with recording() as variants:
+        for tokens in (1, 2, _TILE_TOKENS):
+            for layer in layers:
+                _record_layer(linears, layer, spec.hidden_size, dtype, tokens)
+            linears.product(_meta(tokens, head.weight.shape[1], dtype=dtype), head, torch.float32)
+    return variants
+
+
+def _record_layer(linears: Linears, layer: LayerSpec, hidden: int, dtype: torch.dtype, tokens: int) -> None:
+    mixer, mlp = layer.mixer, layer.mlp
+    heads = mixer.num_heads * mixer.head_dim
+    qkv = _absent(heads + 2 * mixer.num_kv_heads * mixer.head_dim, hidden, dtype, bias=mixer.qkv_bias)
+    up = _absent(mlp.inner_size * (2 if mlp.gated else 1), hidden, dtype, bias=mlp.up_bias)
+    x_TD = _meta(tokens, hidden, dtype=dtype)
+    norm = NormWeights(
+        spec=layer.norm,
+        weight=_meta(hidden, dtype=dtype) if layer.norm.weight else None,
+        bias=_meta(hidden, dtype=dtype) if layer.norm.bias else None,
+    )
+    for width, size, bias in ((heads, hidden, mixer.out_bias), (mlp.inner_size, hidden, mlp.down_bias)):
+        down = _absent(size, width, dtype, bias=bias)
+        linears.add_product(_meta(tokens, width, dtype=dtype), down, _meta(tokens, hidden, dtype=dtype))
+    linears.norm_product(x_TD, norm, qkv)
+    if mlp.gated:
+        linears.norm_gate(x_TD, norm, up, mlp.activation)
+    else:
+        linears.norm_product(x_TD, norm, up)
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _absent(rows: int, inputs: int, dtype: torch.dtype, *, bias: bool) -> LinearWeight:
+    """A layer with shapes and no memory."""
+    return LinearWeight(weight=_meta(rows, inputs, dtype=dtype), bias=_meta(rows, dtype=dtype) if bias else None)

@@ -1,0 +1,118 @@
+"""Products of few tokens against float64: every ending, ragged sizes, poisoned outputs, split sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drivetrain_plugins.contract.attention import NormWeights
+from drivetrain_plugins.contract.model import Activation, NormSpec
+from drivetrain_plugins.contract.ops import LinearWeight
+from drivetrain_plugins.contract.reference import activate
+from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.linear import Linears
+
+GATES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+SIZES = [(48, 64), (72, 136), (40, 520)]
+
+
+def linears(interpreted: bool) -> Linears:
+    return Linears(GpuArch(name="sm_90", num_processors=132, shared_bytes=227 << 10, pdl=not interpreted))
+
+
+def draw(*shape: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape) * scale).to(device, dtype)
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+def normed(x: torch.Tensor, norm: NormWeights) -> torch.Tensor:
+    assert norm.weight is not None
+    scale = torch.rsqrt(x.double().square().mean(-1, keepdim=True) + norm.spec.eps)
+    return x.double() * scale * (norm.weight.double() + norm.spec.weight_offset)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 16])
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+def test_products(device: torch.device, interpreted: bool, tokens: int, outputs: int, inputs: int, dtype: torch.dtype):
+    x = draw(tokens, inputs, dtype=dtype, device=device)
+    bias = draw(outputs, dtype=dtype, device=device)
+    weight = draw(outputs, inputs, dtype=dtype, device=device, scale=inputs**-0.5)
+    total = draw(tokens, outputs, dtype=dtype, device=device)
+    expected = x.double() @ weight.double().t()
+    made = linears(interpreted)
+    assert error(made.product(x, LinearWeight(weight=weight)), expected) < GATES[dtype]
+    assert error(made.product(x, LinearWeight(weight=weight, bias=bias)), expected + bias.double()) < GATES[dtype]
+    wide = made.product(x, LinearWeight(weight=weight), torch.float32)
+    assert wide.dtype == torch.float32
+    assert error(wide, expected) < 1e-5
+    added = total.double() + expected + bias.double()
+    same = made.add_product(x, LinearWeight(weight=weight, bias=bias), total)
+    assert same is total
+    assert error(total, added) < GATES[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm_before(
+    device: torch.device,
+    interpreted: bool,
+    tokens: int,
+    outputs: int,
+    inputs: int,
+    dtype: torch.dtype,
+    offset: float,
+):
+    x = draw(tokens, inputs, dtype=dtype, device=device, scale=3.0)
+    weight = draw(outputs, inputs, dtype=dtype, device=device, scale=inputs**-0.5)
+    spec = NormSpec(kind="rms", eps=1e-5, weight_offset=offset)
+    norm = NormWeights(spec=spec, weight=draw(inputs, dtype=dtype, device=device), bias=None)
+    got = linears(interpreted).norm_product(x, norm, LinearWeight(weight=weight))
+    if tokens > 2 and dtype != torch.bfloat16:
+        assert got is None, "fp32 and fp16 do not fit the matrix units here"
+        return
+    assert got is not None
+    assert error(got, normed(x, norm) @ weight.double().t()) < GATES[dtype]
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_gate_after(device: torch.device, interpreted: bool, tokens: int, activation: Activation):
+    inputs, half, dtype = 136, 40, torch.bfloat16
+    x = draw(tokens, inputs, dtype=dtype, device=device)
+    weight = draw(2 * half, inputs, dtype=dtype, device=device, scale=inputs**-0.5)
+    bias = draw(2 * half, dtype=dtype, device=device)
+    norm = NormWeights(spec=NormSpec(kind="rms", eps=1e-6), weight=draw(inputs, dtype=dtype, device=device), bias=None)
+    got = linears(interpreted).norm_gate(x, norm, LinearWeight(weight=weight, bias=bias), activation)
+    assert got is not None
+    both = normed(x, norm) @ weight.double().t() + bias.double()
+    expected = activate(both[:, :half], activation) * both[:, half:]
+    assert error(got, expected) < GATES[dtype]
+
+
+def test_split_sums_leave_their_counters_at_zero(device: torch.device, interpreted: bool):
+    """A second product with the same buffers, of other sizes, is as right as the first."""
+    made = linears(interpreted)
+    for outputs, inputs in ((40, 520), (72, 264), (40, 520)):
+        x = draw(4, inputs, dtype=torch.bfloat16, device=device)
+        weight = draw(outputs, inputs, dtype=torch.bfloat16, device=device, scale=inputs**-0.5)
+        got = made.product(x, LinearWeight(weight=weight))
+        assert error(got, x.double() @ weight.double().t()) < 5e-3
+
+
+def test_norms_that_a_product_cannot_take_in(device: torch.device, interpreted: bool):
+    x = draw(1, 64, dtype=torch.bfloat16, device=device)
+    layer = LinearWeight(weight=draw(48, 64, dtype=torch.bfloat16, device=device))
+    weight = draw(64, dtype=torch.bfloat16, device=device)
+    made = linears(interpreted)
+    for norm in (
+        NormWeights(spec=NormSpec(kind="layer", eps=1e-5), weight=weight, bias=None),
+        NormWeights(spec=NormSpec(kind="rms", eps=1e-5, bias=True), weight=weight, bias=weight),
+        NormWeights(spec=NormSpec(kind="rms", eps=1e-5, weight=False), weight=None, bias=None),
+    ):
+        assert made.norm_product(x, norm, layer) is None
