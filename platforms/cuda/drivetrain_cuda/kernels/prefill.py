@@ -37,9 +37,10 @@ multiplied by exactly 0 when the row's first visible key arrives, and every row 
 def _page_of(table, first, end, slot_N, BLOCK_N: tl.constexpr, PAGE: tl.constexpr):
     """The page of a block of keys, or of each of its keys where a block spans pages; 0 past the end."""
     if BLOCK_N <= PAGE:
-        return tl.load(table + first // PAGE, mask=first < end, other=0)
-    key_N = first + slot_N
-    return tl.load(table + key_N // PAGE, mask=key_N < end, other=0)
+        page = tl.load(table + first // PAGE, mask=first < end, other=0)
+    else:
+        page = tl.load(table + (first + slot_N) // PAGE, mask=first + slot_N < end, other=0)
+    return page
 
 
 @triton.jit
@@ -48,23 +49,25 @@ def _load_block(
     HEAD: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, CHECKED: tl.constexpr, MAPPED: tl.constexpr,
 ):  # fmt: skip
     """(N, D) of one head; keys at `end` and later are 0 if CHECKED."""
-    if MAPPED:
-        return x_map.load([page * PAGE + first % PAGE, column])
     d_D = tl.arange(0, D)
-    if slot_N.shape[0] <= PAGE:
-        block = x + page.to(tl.int64) * page_stride + (first % PAGE) * slot_stride
-        pointers_ND = block + (slot_N * slot_stride)[:, None] + d_D[None, :]
+    if MAPPED:
+        x_ND = x_map.load([page * PAGE + first % PAGE, column])
     else:
-        line_N = page.to(tl.int64) * page_stride + ((first + slot_N) % PAGE) * slot_stride
-        pointers_ND = x + line_N[:, None] + d_D[None, :]
-    if CHECKED and HEAD != D:
-        return tl.load(pointers_ND, mask=(first + slot_N < end)[:, None] & (d_D < HEAD)[None, :], other=0.0)
-    elif CHECKED:
-        return tl.load(pointers_ND, mask=(first + slot_N < end)[:, None], other=0.0)
-    elif HEAD != D:
-        return tl.load(pointers_ND, mask=(d_D < HEAD)[None, :], other=0.0)
-    else:
-        return tl.load(pointers_ND)
+        if slot_N.shape[0] <= PAGE:
+            block = x + page.to(tl.int64) * page_stride + (first % PAGE) * slot_stride
+            pointers_ND = block + (slot_N * slot_stride)[:, None] + d_D[None, :]
+        else:
+            line_N = page.to(tl.int64) * page_stride + ((first + slot_N) % PAGE) * slot_stride
+            pointers_ND = x + line_N[:, None] + d_D[None, :]
+        if CHECKED and HEAD != D:
+            x_ND = tl.load(pointers_ND, mask=(first + slot_N < end)[:, None] & (d_D < HEAD)[None, :], other=0.0)
+        elif CHECKED:
+            x_ND = tl.load(pointers_ND, mask=(first + slot_N < end)[:, None], other=0.0)
+        elif HEAD != D:
+            x_ND = tl.load(pointers_ND, mask=(d_D < HEAD)[None, :], other=0.0)
+        else:
+            x_ND = tl.load(pointers_ND)
+    return x_ND
 
 
 @triton.jit
