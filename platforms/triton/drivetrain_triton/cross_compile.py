@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from drivetrain_plugins.errors import Unsupported
+from drivetrain_triton.launch import Variant
 
 NVIDIA_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 AMD_ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
@@ -67,8 +68,8 @@ class CompiledKernel:
     local_bytes: int
     shared_bytes: int
     matrix_instructions: frozenset[str]
-    assembly: str
-    machine_code: str
+    assembly: str = field(repr=False)
+    machine_code: str = field(repr=False)
 
     @property
     def fits(self) -> bool:
@@ -121,11 +122,16 @@ def target_of(arch: str) -> GPUTarget:
     raise Unsupported(f"no part {arch!r} to compile for; expected one of {', '.join(NVIDIA_ARCHS + AMD_ARCHS)}")
 
 
+def absent_gpu(arch: str) -> Any:
+    """A stand-in for Triton's driver that compiles for a part and launches nothing."""
+    return _AbsentGpu(target_of(arch))
+
+
 @contextmanager
-def _absent_gpu(kernel: JITFunction, target: GPUTarget) -> Iterator[None]:
-    """Compile for `target` inside; the driver and what the kernel had compiled come back afterwards."""
+def _compiling_for(arch: str, kernel: JITFunction) -> Iterator[None]:
+    """Compile for `arch` inside; the driver and what the kernel had compiled come back afterwards."""
     previous, known = driver._active, dict(kernel.device_caches)
-    driver.set_active(_AbsentGpu(target))  # type: ignore[arg-type]
+    driver.set_active(absent_gpu(arch))
     kernel.device_caches.clear()
     try:
         yield
@@ -164,11 +170,22 @@ def compile_for(
             f"cannot compile {getattr(kernel, '__name__', kernel)!r}, a {type(kernel).__name__}: expected a jitted "
             "kernel; run without TRITON_INTERPRET"
         )
+    options.setdefault("enable_fp_fusion", True)
     if num_stages is not None:
         options["num_stages"] = num_stages
-    with _LOCK, _absent_gpu(kernel, target):
+    with _LOCK, _compiling_for(arch, kernel):
         made = kernel.warmup(*args, grid=(1,), num_warps=num_warps, **constexprs, **options)
     return _read_amd(arch, made) if target.backend == "hip" else _read_nvidia(arch, made)
+
+
+def compile_variant(arch: str, variant: Variant) -> CompiledKernel:
+    """Compile what `launch` would launch.
+
+    Raises:
+        As `compile_for`.
+    """
+    options = variant.launch_options
+    return compile_for(arch, variant.kernel, variant.args, {}, **options)
 
 
 def _matrix_instructions(assembly: str) -> frozenset[str]:
