@@ -123,8 +123,8 @@ def decode_kernel(
     NORM_Q: tl.constexpr = FUSED and NORM
     ROTARY_Q: tl.constexpr = ROTARY_DIM if FUSED else 0
     q_MK = load_heads(
-        q_ptr, token * token_stride + head_M * HEAD_DIM, in_group_M, query_position_M, q_norm_ptr, cos_ptr, sin_ptr, eps,
-        weight_offset, HEAD_DIM, BLOCK_K, NORM_Q, LATE_WEIGHT, ROTARY_Q, INTERLEAVED,
+        q_ptr, token * token_stride + head_M * HEAD_DIM, in_group_M, query_position_M, q_norm_ptr, cos_ptr, sin_ptr,
+        eps, weight_offset, HEAD_DIM, BLOCK_K, NORM_Q, LATE_WEIGHT, ROTARY_Q, INTERLEAVED,
     )  # fmt: skip
     alibi_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if ALIBI:
@@ -144,8 +144,8 @@ def decode_kernel(
         end = tl.minimum(last, length - 1)
     o_MK, m_max_M, l_M = attend_span(
         q_MK, k_ptr + head_ptr, v_ptr + head_ptr, table_ptr + slot * table_stride, first, end, length - WINDOW,
-        query_position_M, alibi_M, stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM, PAGE,
-        STAGES, WINDOW > 0, SOFT_CAP, ALIBI, SOFT_FP8, EXACT,
+        query_position_M, alibi_M, stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM,
+        PAGE, STAGES, WINDOW > 0, SOFT_CAP, ALIBI, SOFT_FP8, EXACT,
     )  # fmt: skip
     if FUSED:
         if last == length:
@@ -245,6 +245,6 @@ def _merge(
         l_P = l_P * decay_P + tl.sum(weight_JP * l_JP, axis=0)
         o_PK = o_PK * decay_P[:, None] + tl.sum(o_JPK * weight_JP[:, :, None], axis=0)
         m_P = new_m_P
-    o_PK = o_PK / l_P[:, None]
+    o_PK = o_PK / tl.where(in_group_P, l_P, 1.0)[:, None]
     out_PK = out_row_ptr + head_P[:, None] * HEAD_DIM + d_K[None, :]
     tl.store(out_PK, o_PK.to(out_row_ptr.dtype.element_ty), mask=valid_PK)

@@ -92,24 +92,28 @@ def to_cache(x, dtype: tl.constexpr, SOFT_FP8: tl.constexpr):
         SOFT_FP8: encode e4m3 by hand, for parts without such an instruction.
     """
     if SOFT_FP8:
-        # e4m3 is half precision with 8 less exponent bias and 7 fewer bits; round those to nearest even.
-        y = tl.clamp(x.to(tl.float32), -448.0, 448.0) * 0.00390625
-        bits = y.to(tl.float16).to(tl.uint16, bitcast=True)
-        low = bits & 0x7FFF
-        low = (low + 0x3F + ((low >> 7) & 1)) >> 7
-        return (((bits >> 8) & 0x80) | low).to(tl.uint8)
-    if dtype == tl.float8e4nv:
-        return tl.clamp(x.to(tl.float32), -448.0, 448.0).to(dtype)
-    if dtype == tl.float8e5:
-        return tl.clamp(x.to(tl.float32), -57344.0, 57344.0).to(dtype)
-    return x.to(dtype)
+        # Scaled by 2**-120, what e4m3 can hold has the exponents of single precision; 20 bits fewer, to nearest even.
+        bits = (tl.clamp(x.to(tl.float32), -448.0, 448.0) * 7.52316384526264e-37).to(tl.uint32, bitcast=True)
+        low = bits & 0x7FFFFFFF
+        low = (low + 0x7FFFF + ((low >> 20) & 1)) >> 20
+        stored = (((bits >> 24) & 0x80) | low).to(tl.uint8)
+    elif dtype == tl.float8e4nv:
+        stored = tl.clamp(x.to(tl.float32), -448.0, 448.0).to(dtype)
+    elif dtype == tl.float8e5:
+        stored = tl.clamp(x.to(tl.float32), -57344.0, 57344.0).to(dtype)
+    else:
+        stored = x.to(dtype)
+    return stored
 
 
 @triton.jit
 def from_cache(x, dtype: tl.constexpr, SOFT_FP8: tl.constexpr):
     """What `to_cache` stored, in the type that the matrix product takes."""
     if SOFT_FP8:
+        # e4m3 is half precision with 8 less exponent bias and 7 fewer bits.
         wide = x.to(tl.uint16)
         bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
-        return (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
-    return x.to(dtype)
+        read = (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
+    else:
+        read = x.to(dtype)
+    return read

@@ -22,19 +22,23 @@ LOWEST = tl.constexpr(-1.0e30)
 def page_of(table_ptr, start, end, BLOCK_N: tl.constexpr, PAGE: tl.constexpr):
     """Page of a tile, or of each of its tokens where a tile spans several pages; the null page beyond the end."""
     if BLOCK_N <= PAGE:
-        return tl.load(table_ptr + start // PAGE, mask=start < end, other=0)
-    token_N = start + tl.arange(0, BLOCK_N)
-    return tl.load(table_ptr + token_N // PAGE, mask=token_N < end, other=0)
+        page = tl.load(table_ptr + start // PAGE, mask=start < end, other=0)
+    else:
+        token_N = start + tl.arange(0, BLOCK_N)
+        page = tl.load(table_ptr + token_N // PAGE, mask=token_N < end, other=0)
+    return page
 
 
 @triton.jit
 def scores_of(dots, scale, soft_cap, SOFT_CAP: tl.constexpr):
     """Scores in base 2: `scale` includes log2(e), unless a cap comes first."""
-    if not SOFT_CAP:
-        return dots * scale
-    # tanh without overflow at either end
-    tanh = 1.0 - 2.0 / (tl.exp2(dots * (2.0 * LOG2_E * scale / soft_cap)) + 1.0)
-    return tanh * (soft_cap * LOG2_E)
+    if SOFT_CAP:
+        # tanh without overflow at either end
+        tanh = 1.0 - 2.0 / (tl.exp2(dots * (2.0 * LOG2_E * scale / soft_cap)) + 1.0)
+        scores = tanh * (soft_cap * LOG2_E)
+    else:
+        scores = dots * scale
+    return scores
 
 
 @triton.jit
