@@ -1,0 +1,220 @@
+"""What all layers of a step share: lists of work, made on the device, and room for partial results.
+
+R rows, W entries of the rows' list, V entries of the groups' list, A partial results, H query heads, G key-value heads,
+K head size, S groups of rows that share a prefix.
+"""
+
+# Relaxed: Triton is untyped.
+# pyright: basic
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from drivetrain_cuda.kernels.prefill_plan import PrefillPlan
+from drivetrain_cuda.kernels.work import plan_kernel
+from drivetrain_cuda.tables.decode import DecodeConfig
+from drivetrain_plugins.contract.batch import StepBatch
+from drivetrain_plugins.contract.model import AttentionSpec
+from drivetrain_plugins.contract.shapes import StepShape
+from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.launch import launch
+
+UNIT = 128
+"""Chunks are multiples of so many tokens: shorter ones cost more to merge than they save."""
+
+OVERHEAD = 96
+"""What starting a program and merging its result cost, in tokens of its time."""
+
+INVARIANT_CHUNK = 512
+INVARIANT_CHUNKS = 16
+"""Chunks of rows whose results must not depend on other rows: as short, and as many at the longest context."""
+
+SHARED_ROWS = 64
+"""Query rows of a program that reads shared pages; more if one group of heads has more."""
+
+_ENTRY = 16
+_SHARED_ENTRY = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """What tells lists of layers apart."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+
+    @staticmethod
+    def of(spec: AttentionSpec) -> Geometry:
+        """The geometry of a layer."""
+        return Geometry(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            window=spec.window,
+        )
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def shared_rows(self) -> int:
+        """(row, query head) pairs of a cascade program."""
+        return max(SHARED_ROWS, _power_of_two(self.group))
+
+    @property
+    def rows_a_block(self) -> int:
+        """Rows of a cascade program."""
+        return self.shared_rows // self.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeWork:
+    """Lists and room of one geometry; every kernel of the step writes its part before another reads it.
+
+    Attributes:
+        work_WC: int32 (W, 16), see `kernels.work`.
+        arrivals_WG: int32, 0 between kernels.
+        part_o_AHK, part_ml_A2H: float32 partial results.
+        shared_work_VC: int32 (V, 8), or None if no rows share a prefix. shared_part_R: int32 likewise.
+    """
+
+    work_WC: torch.Tensor
+    arrivals_WG: torch.Tensor
+    part_o_AHK: torch.Tensor
+    part_ml_A2H: torch.Tensor
+    shared_work_VC: torch.Tensor | None
+    shared_part_R: torch.Tensor | None
+
+
+@dataclass(slots=True, kw_only=True)
+class AttentionPlan:
+    """A step's plan. Lists are made when the first layer of their geometry asks; a capture records that too.
+
+    Attributes:
+        max_tokens: tokens that a row of the page table can hold.
+        decodes: some row may have exactly one token. prefills: some row may have more.
+        work: lists of rows with one token, by geometry.
+        prefill: lists of the other rows, by (group, head size, type).
+    """
+
+    inputs: StepInputs
+    shape: StepShape
+    batch: StepBatch | None
+    max_tokens: int
+    decodes: bool
+    prefills: bool
+    work: dict[Geometry, DecodeWork] = field(default_factory=dict)
+    prefill: dict[tuple[int, int, torch.dtype], PrefillPlan] = field(default_factory=dict)
+
+    def decode_work(self, geometry: Geometry, make: Callable[[], DecodeWork]) -> DecodeWork:
+        """The lists of a geometry, made once."""
+        work = self.work.get(geometry)
+        if work is None:
+            work = self.work[geometry] = make()
+        return work
+
+
+def kinds_of_rows(shape: StepShape, batch: StepBatch | None) -> tuple[bool, bool]:
+    """Whether some row may have exactly one token, and whether some may have more."""
+    if shape.decode_only:
+        return True, False
+    if batch is None:
+        return True, True
+    counts_R = np.diff(batch.section("query_start"))
+    return bool((counts_R == 1).any()), bool((counts_R > 1).any())
+
+
+def make_decode_work(
+    inputs: StepInputs,
+    *,
+    geometry: Geometry,
+    config: DecodeConfig,
+    max_tokens: int,
+    num_processors: int,
+    batch_invariant: bool,
+    pdl: bool,
+) -> DecodeWork:
+    """Allocate and launch the planning of one geometry.
+
+    Sizes depend on the numbers of rows and groups alone, never on lengths, so that a captured plan fits every batch.
+
+    Args:
+        config: decides how many programs run at once.
+        max_tokens: no row is longer.
+        batch_invariant: cut rows at lengths that depend on no other row, and share no prefixes.
+    """
+    device = inputs.kv_len_R.device
+    rows = inputs.row_slot_R.shape[0]
+    places = -(-num_processors * config.programs // geometry.num_kv_heads)
+    chunk = 0
+    if batch_invariant:
+        chunk = max(INVARIANT_CHUNK, -(-max_tokens // INVARIANT_CHUNKS // UNIT) * UNIT)
+        entries = rows * -(-max_tokens // chunk)
+    else:
+        entries = rows + max(rows, places)
+    groups, shared_entries, parts = 0, 0, entries
+    if inputs.shared_groups_G3 is not None and geometry.window is None and not batch_invariant:
+        groups = inputs.shared_groups_G3.shape[0]
+        shared_entries = places + rows // geometry.rows_a_block + groups
+        parts += shared_entries * geometry.rows_a_block
+
+    def empty(*size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
+    work = DecodeWork(
+        work_WC=empty(entries, _ENTRY),
+        arrivals_WG=empty(entries, geometry.num_kv_heads),
+        part_o_AHK=empty(parts, geometry.num_heads, geometry.head_dim, dtype=torch.float32),
+        part_ml_A2H=empty(parts, 2, geometry.num_heads, dtype=torch.float32),
+        shared_work_VC=empty(shared_entries, _SHARED_ENTRY) if groups else None,
+        shared_part_R=empty(rows) if groups else None,
+    )
+    block_rows = max(16, _power_of_two(rows))
+    launch(
+        plan_kernel,
+        (1,),
+        inputs.kv_len_R,
+        inputs.query_start_R1,
+        inputs.row_slot_R,
+        inputs.shared_rows_R if groups else None,
+        inputs.shared_groups_G3 if groups else None,
+        work.work_WC,
+        work.shared_work_VC,
+        work.shared_part_R,
+        work.arrivals_WG,
+        rows,
+        groups,
+        entries,
+        shared_entries,
+        places,
+        max_tokens,
+        geometry.window or 0,
+        BLOCK_R=block_rows,
+        BLOCK_S=_power_of_two(groups) if groups else 1,
+        BLOCK_J=max(1, 2048 // block_rows),
+        UNIT=UNIT,
+        ALIGNMENT=config.block_n,
+        OVERHEAD=OVERHEAD,
+        FIXED_CHUNK=chunk,
+        NUM_KV_HEADS=geometry.num_kv_heads,
+        WINDOW=geometry.window is not None,
+        SHARED=groups > 0,
+        ROWS_A_BLOCK=geometry.rows_a_block,
+        num_warps=8 if block_rows > 512 else 4,
+        pdl=pdl,
+    )
+    return work
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not less."""
+    return 1 << (number - 1).bit_length()

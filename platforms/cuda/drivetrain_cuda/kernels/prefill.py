@@ -1,0 +1,389 @@
+"""Flash attention over pages for rows with several query tokens: prompts, their chunks, and drafts to verify.
+
+One program attends a block of consecutive tokens of one row for one key-value head. The group's query heads are packed
+beside the tokens into the M dimension, so keys and values are read once for the whole group and the causal border
+touches few key blocks. Keys that every query of the block sees need no mask and have a loop of their own.
+
+T tokens, R rows, H query heads, G key-value heads, K head size, S slots of a page, P pages, M packed (token, head)
+pairs, N keys of a block, D head size padded to a power of two.
+"""
+
+# pyright: basic
+# Relaxed: Triton's language is untyped.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from drivetrain_cuda.kernels.prefill_plan import PrefillPlan, make_plan
+from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
+from drivetrain_plugins.contract.attention import AttentionLayer
+from drivetrain_plugins.contract.batch import StepBatch
+from drivetrain_plugins.contract.model import AttentionSpec
+from drivetrain_plugins.contract.shapes import StepShape
+from drivetrain_plugins.contract.slots import StepInputs
+
+_LOG2E = 1.4426950408889634
+LOG2E = tl.constexpr(1.4426950408889634)
+HIDDEN = tl.constexpr(-1.0e30)
+"""Score of a masked key. Finite, so that a block without one visible key makes no NaN; what such a block adds is
+multiplied by exactly 0 when the row's first visible key arrives, and every row sees at least itself."""
+
+
+@triton.jit
+def _page_of(table, first, end, slot_N, BLOCK_N: tl.constexpr, PAGE: tl.constexpr):
+    """The page of a block of keys, or of each of its keys where a block spans pages; 0 past the end."""
+    if BLOCK_N <= PAGE:
+        page = tl.load(table + first // PAGE, mask=first < end, other=0)
+    else:
+        page = tl.load(table + (first + slot_N) // PAGE, mask=first + slot_N < end, other=0)
+    return page
+
+
+@triton.jit
+def _load_block(
+    x, x_map, page, first, slot_N, column, end, page_stride, slot_stride,
+    HEAD: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, CHECKED: tl.constexpr, MAPPED: tl.constexpr,
+):  # fmt: skip
+    """(N, D) of one head; keys at `end` and later are 0 if CHECKED."""
+    d_D = tl.arange(0, D)
+    if MAPPED:
+        x_ND = x_map.load([page * PAGE + first % PAGE, column])
+    else:
+        if slot_N.shape[0] <= PAGE:
+            block = x + page.to(tl.int64) * page_stride + (first % PAGE) * slot_stride
+            pointers_ND = block + (slot_N * slot_stride)[:, None] + d_D[None, :]
+        else:
+            line_N = page.to(tl.int64) * page_stride + ((first + slot_N) % PAGE) * slot_stride
+            pointers_ND = x + line_N[:, None] + d_D[None, :]
+        if CHECKED and HEAD != D:
+            x_ND = tl.load(pointers_ND, mask=(first + slot_N < end)[:, None] & (d_D < HEAD)[None, :], other=0.0)
+        elif CHECKED:
+            x_ND = tl.load(pointers_ND, mask=(first + slot_N < end)[:, None], other=0.0)
+        elif HEAD != D:
+            x_ND = tl.load(pointers_ND, mask=(d_D < HEAD)[None, :], other=0.0)
+        else:
+            x_ND = tl.load(pointers_ND)
+    return x_ND
+
+
+@triton.jit
+def _attend(
+    acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+    begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, MAPPED: tl.constexpr,
+):  # fmt: skip
+    """Attend keys [begin, end), `begin` a multiple of the block; scores are in units of log2."""
+    D: tl.constexpr = q_MD.shape[1]
+    slot_N = tl.arange(0, BLOCK_N)
+    # Pages are read one block early: waiting for them would stall the issue of products.
+    page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
+    for first in tl.range(begin, end, BLOCK_N):
+        k_ND = _load_block(
+            k, k_map, page, first, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
+        )  # fmt: skip
+        s_MN = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
+
+        scaled: tl.constexpr = SOFT_CAP or MASKED or slope_M is not None
+        if SOFT_CAP:
+            # cap * tanh(s / cap), with 2 log2(e) / cap already in `scale`: right in the limit where exp2 overflows.
+            s_MN = soft_cap * (1.0 - 2.0 / (tl.exp2(s_MN * scale) + 1.0))
+        elif scaled:
+            s_MN = s_MN * scale
+        key_N = first + slot_N
+        if slope_M is not None:
+            s_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
+        if MASKED:
+            visible_MN = key_N[None, :] <= position_M[:, None]
+            if WINDOW:
+                visible_MN &= key_N[None, :] > position_M[:, None] - window
+            s_MN = tl.where(visible_MN, s_MN, HIDDEN)
+
+        if scaled:
+            new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1))
+            p_MN = tl.exp2(s_MN - new_peak_M[:, None])
+        else:
+            new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1) * scale)
+            p_MN = tl.exp2(s_MN * scale - new_peak_M[:, None])
+        decay_M = tl.exp2(peak_M - new_peak_M)
+        total_M = total_M * decay_M + tl.sum(p_MN, 1)
+        acc_MD = acc_MD * decay_M[:, None]
+        peak_M = new_peak_M
+
+        # Slots that nothing was written to may hold NaN, and 0 * NaN is NaN: such values are checked out.
+        v_ND = _load_block(
+            v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, MASKED, MAPPED
+        )  # fmt: skip
+        page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+        acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    return acc_MD, total_M, peak_M
+
+
+@triton.jit(do_not_specialize=["table_row", "dummy_slot", "window"])
+def prefill_kernel(
+    q, out, k, v, k_map, v_map, sinks, alibi,
+    work, row_slot, row_start, query_start, page_table,
+    q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row, dummy_slot,
+    scale, soft_cap, window,
+    GROUP: tl.constexpr, PACK: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
+    MAPPED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Grid (G * head chunks, work items). See `prefill_attention`."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
+    BLOCK_Q: tl.constexpr = BLOCK_M // PACK
+    kv_head = tl.program_id(0) // CHUNKS
+    first_head = tl.program_id(0) % CHUNKS * PACK
+    item = tl.program_id(1)
+    row = tl.load(work + 2 * item)
+    unused = row < 0
+    row = tl.maximum(row, 0)
+    first_query = tl.load(work + 2 * item + 1)
+    slot = tl.load(row_slot + row)
+    first_token = tl.load(query_start + row)
+    num_queries = (tl.load(query_start + row + 1) - first_token).to(tl.int32)
+    start = tl.load(row_start + row).to(tl.int32) + first_query
+    kv_end = start + tl.minimum(BLOCK_Q, num_queries - first_query)
+    # Rows of padding see nothing: what the null page holds is nobody's, and may be NaN.
+    kv_end = tl.where(unused | (slot == dummy_slot), 0, kv_end)
+    num_queries = tl.where(unused, 0, num_queries)
+
+    num_heads = tl.num_programs(0) // CHUNKS * GROUP
+    m_M = tl.arange(0, BLOCK_M)
+    d_D = tl.arange(0, D)
+    query_M = m_M // PACK
+    member_M = first_head + m_M % PACK
+    head_M = kv_head * GROUP + member_M
+    token_M = first_token + first_query + query_M
+    real_M = (query_M < BLOCK_Q) & (first_query + query_M < num_queries) & (member_M < GROUP)
+    mask_MD = real_M[:, None] & (d_D < HEAD)[None, :]
+    q_MD = tl.load(q + (token_M * q_token + head_M * q_head)[:, None] + d_D[None, :], mask=mask_MD, other=0.0)
+    position_M = start + query_M
+
+    if sinks is not None:
+        # A sink is a key with this score and the value 0.
+        peak_M = tl.load(sinks + head_M, mask=real_M, other=0.0) * LOG2E
+        total_M = tl.full([BLOCK_M], 1.0, tl.float32)
+    else:
+        peak_M = tl.full([BLOCK_M], HIDDEN, tl.float32)
+        total_M = tl.zeros([BLOCK_M], tl.float32)
+    if alibi is not None:
+        slope_M = tl.load(alibi + head_M, mask=real_M, other=0.0) * LOG2E
+    else:
+        slope_M: tl.constexpr = None
+    acc_MD = tl.zeros([BLOCK_M, D], tl.float32)
+
+    table = page_table + slot * table_row
+    k += kv_head.to(tl.int64) * k_head
+    v += kv_head.to(tl.int64) * v_head
+    column = kv_head * HEAD
+    clear = tl.minimum(start + 1, kv_end) // BLOCK_N * BLOCK_N  # keys before it are seen by every query
+    begin = 0
+    if WINDOW:
+        begin = tl.minimum(tl.maximum(start - window + 1, 0) // BLOCK_N * BLOCK_N, kv_end)
+        # From the beginning of the last query's window on, nothing hides keys but causality.
+        edge = tl.cdiv(tl.maximum(start + BLOCK_Q - window, 0), BLOCK_N) * BLOCK_N
+        edge = tl.minimum(tl.maximum(edge, begin), kv_end)
+        acc_MD, total_M, peak_M = _attend(
+            acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+            begin, edge, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+        )  # fmt: skip
+        begin = tl.cdiv(edge, BLOCK_N) * BLOCK_N
+    acc_MD, total_M, peak_M = _attend(
+        acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+        begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+        HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
+    )  # fmt: skip
+    begin = tl.maximum(begin, clear)
+    acc_MD, total_M, peak_M = _attend(
+        acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+        begin, kv_end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+        HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+    )  # fmt: skip
+
+    total_M = tl.where(total_M > 0.0, total_M, 1.0)
+    o_MD = (acc_MD / total_M[:, None]).to(out.dtype.element_ty)
+    tl.store(out + ((token_M * num_heads + head_M) * HEAD)[:, None] + d_D[None, :], o_MD, mask=mask_MD)
+
+
+def plan_prefill(
+    inputs: StepInputs,
+    shape: StepShape,
+    batch: StepBatch | None,
+    *,
+    group: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    arch: str,
+    pdl: bool,
+    config: PrefillConfig | None = None,
+) -> PrefillPlan:
+    """Plan prefill attention of a step, once for all layers with this group, head size and activation type.
+
+    Args:
+        inputs: the step on the device.
+        shape: padded upper bounds; all that bounds the grid while capturing.
+        batch: the host's view, or None while capturing.
+        group: query heads of a key-value head.
+        head_dim: K.
+        dtype: type of the queries.
+        arch: "sm_90" and so on.
+        pdl: launch with programmatic dependent launch.
+        config: instead of the table's, for measuring.
+
+    Raises:
+        ValueError: no configuration for this architecture or head size.
+    """
+    config = config or prefill_config(arch, head_dim, dtype.itemsize)
+    return make_plan(inputs, shape, batch, block_tokens=_tokens_of_block(config, group), pdl=pdl)
+
+
+def prefill_attention(
+    q_THK: torch.Tensor,
+    out_THK: torch.Tensor,
+    layer: AttentionLayer,
+    k_PSGK: torch.Tensor,
+    v_PSGK: torch.Tensor,
+    inputs: StepInputs,
+    plan: PrefillPlan,
+    *,
+    pdl: bool,
+    arch: str,
+    config: PrefillConfig | None = None,
+) -> None:
+    """Causal attention of rows with more than one query token; other rows of `out_THK` are left as they are.
+
+    Args:
+        q_THK: (T, H, K) float32, float16 or bfloat16, normed and rotated; the last dimension contiguous.
+        out_THK: (T, H, K) contiguous, type of `q_THK`. Written; rows of padding become 0.
+        layer: scale, window, soft cap, sinks and slopes.
+        k_PSGK, v_PSGK: (pages, page, G, K), the type of `q_THK` or an fp8 type; this step's tokens are written already.
+            Strides are free except that the last dimension is contiguous.
+        inputs: the step; reads row_slot_R, row_start_R, query_start_R1 and page_table_SP.
+        plan: from `plan_prefill` for the same group, head size and type.
+        pdl: launch with programmatic dependent launch.
+        arch: "sm_90" and so on; selects the configuration.
+        config: instead of the table's, for measuring.
+
+    Raises:
+        ValueError: no configuration for this architecture or head size, or the plan was made for another block.
+
+    Source: Dao, FlashAttention-2 (2023), for the online softmax; Ainslie et al., GQA (2023), for packed groups.
+    """
+    if plan.num_items == 0:
+        return
+    spec = layer.spec
+    group = spec.num_heads // spec.num_kv_heads
+    config = config or prefill_config(arch, spec.head_dim, q_THK.element_size())
+    if plan.block_tokens != _tokens_of_block(config, group):
+        raise ValueError(
+            f"a prefill plan for blocks of {plan.block_tokens} tokens met a layer that needs"
+            f" {_tokens_of_block(config, group)}; plan once for each group and head size"
+        )
+    launch = _launch_of(spec, config, k_PSGK, v_PSGK, q_THK.dtype, pdl=pdl)
+    grid = (spec.num_kv_heads * _chunks(config, group), plan.num_items)
+    prefill_kernel[grid](
+        q_THK,
+        out_THK,
+        k_PSGK,
+        v_PSGK,
+        *(_maps(k_PSGK, v_PSGK, config) if launch["MAPPED"] else (None, None)),
+        layer.sinks_H,
+        layer.alibi_H,
+        plan.work_W2,
+        inputs.row_slot_R,
+        inputs.row_start_R,
+        inputs.query_start_R1,
+        inputs.page_table_SP,
+        *q_THK.stride()[:2],
+        *k_PSGK.stride()[:3],
+        *v_PSGK.stride()[:3],
+        inputs.page_table_SP.stride(0),
+        inputs.page_table_SP.shape[0] - 1,
+        _scale(spec),
+        (spec.soft_cap or 0.0) * _LOG2E,
+        spec.window or 0,
+        **launch,
+    )
+
+
+def _chunks(config: PrefillConfig, group: int) -> int:
+    """Programs that share the query heads of one key-value head."""
+    return -(-group // config.block_m)
+
+
+def _pack(config: PrefillConfig, group: int) -> int:
+    """Query heads packed into one program."""
+    return -(-group // _chunks(config, group))
+
+
+def _tokens_of_block(config: PrefillConfig, group: int) -> int:
+    return config.block_m // _pack(config, group)
+
+
+def _scale(spec: AttentionSpec) -> float:
+    """Factor of the raw scores: to units of log2, or to the argument of the cap's exp2."""
+    return spec.scale * _LOG2E * (2.0 / spec.soft_cap if spec.soft_cap else 1.0)
+
+
+def _launch_of(
+    spec: AttentionSpec,
+    config: PrefillConfig,
+    k_PSGK: torch.Tensor,
+    v_PSGK: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    pdl: bool,
+) -> dict[str, object]:
+    """Compile-time parameters and options of a launch."""
+    group = spec.num_heads // spec.num_kv_heads
+    page = k_PSGK.shape[1]
+    options: dict[str, object] = {
+        "GROUP": group,
+        "PACK": _pack(config, group),
+        "HEAD": spec.head_dim,
+        "D": triton.next_power_of_2(spec.head_dim),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "PAGE": page,
+        "PRECISION": "ieee",
+        "SOFT_CAP": spec.soft_cap is not None,
+        "WINDOW": spec.window is not None,
+        "MAPPED": config.mapped and config.block_n <= page and _is_mappable(k_PSGK) and _is_mappable(v_PSGK),
+        "PDL": pdl,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    if pdl:
+        options["launch_pdl"] = True
+    return options
+
+
+def _is_mappable(x_PSGK: torch.Tensor) -> bool:
+    """Whether pages are a matrix of lines (slot) whose tiles of one head the tensor copy engine can fetch."""
+    _, page, _, size = x_PSGK.shape
+    lines = x_PSGK.stride(0) == page * x_PSGK.stride(1)
+    return lines and x_PSGK.stride(2) == size and triton.next_power_of_2(size) == size and size * x_PSGK.itemsize >= 16
+
+
+def _maps(
+    k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, config: PrefillConfig
+) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Descriptors of (P S, G K) matrices with tiles of one head."""
+    return tuple(  # type: ignore[return-value]
+        TensorDescriptor(
+            x_PSGK,
+            [x_PSGK.shape[0] * x_PSGK.shape[1], x_PSGK.shape[2] * x_PSGK.shape[3]],
+            [x_PSGK.stride(1), 1],
+            [config.block_n, x_PSGK.shape[3]],
+        )
+        for x_PSGK in (k_PSGK, v_PSGK)
+    )

@@ -1,0 +1,167 @@
+"""Prefill attention against a dense float64 computation, on scrambled pages with NaN in every unused slot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
+from drivetrain_cuda.tables.prefill import PrefillConfig
+
+from drivetrain_plugins.contract.shapes import StepShape
+from prefill_case import PrefillCase, make_layer, relative_l2
+
+GATES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+TINY = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2)
+"""Blocks so small that a short prompt has many of each kind."""
+ROWS = [(5, 1), (0, 33), (15, 2), (31, 18), (16, 1), (0, 2), (64, 17)]
+
+
+def run(case: PrefillCase, *, config: PrefillConfig = TINY, captured: bool = False) -> torch.Tensor:
+    """The kernel's output over NaN."""
+    spec = case.layer.spec
+    on_gpu = case.device.type == "cuda"
+    pdl = on_gpu and torch.cuda.get_device_capability() >= (9, 0)
+    plan = plan_prefill(
+        case.inputs,
+        case.shape,
+        None if captured else case.batch,
+        group=spec.num_heads // spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=case.dtype,
+        arch="sm_90",
+        pdl=pdl,
+        config=config,
+    )
+    out_THK = torch.full(case.q.shape, float("nan"), dtype=case.dtype, device=case.device)
+    prefill_attention(
+        case.q, out_THK, case.layer, case.k, case.v, case.inputs, plan, pdl=pdl, arch="sm_90", config=config
+    )
+    return out_THK.cpu()
+
+
+def check(case: PrefillCase, out_THK: torch.Tensor) -> None:
+    """Rows with several tokens are right, rows with one untouched, padding is zero."""
+    gate = 5e-3 if case.kv_dtype is not None else GATES[case.dtype]
+    first = 0
+    for row, (_, count) in enumerate(case.rows):
+        got = out_THK[first : first + count]
+        first += count
+        if count == 1:
+            assert got.isnan().all(), f"row {row} has one token and belongs to the decode kernel"
+            continue
+        truth = case.truth(row)
+        error = relative_l2(got, truth)
+        assert error < gate, f"row {row} {case.rows[row]}: relative error {error:.2e}"
+        plain = relative_l2(case.truth(row, rounding=case.dtype).to(case.dtype), truth)
+        assert error <= 2 * plain + 1e-6, f"row {row}: {error:.2e}, plain torch {plain:.2e}"
+    if case.padding > 1:
+        assert (out_THK[first:] == 0).all()
+
+
+@pytest.fixture(autouse=True)
+def fresh(request: pytest.FixtureRequest) -> None:
+    """New random numbers for every test, the same in every run."""
+    torch.manual_seed(sum(request.node.name.encode()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("page", [16, 32])
+def test_types_and_pages(device: torch.device, dtype: torch.dtype, page: int) -> None:
+    case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, dtype=dtype, page=page, padding=3)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_block_wider_than_page(device: torch.device, captured: bool) -> None:
+    config = PrefillConfig(block_m=32, block_n=64, num_warps=4, num_stages=2)
+    case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=16, padding=5)
+    check(case, run(case, config=config, captured=captured))
+
+
+@pytest.mark.parametrize("head_dim", [80, 96, 112, 128, 192, 256])
+def test_head_sizes(device: torch.device, head_dim: int) -> None:
+    layer = make_layer(device=device, head_dim=head_dim, group=2)
+    case = PrefillCase(layer=layer, rows=[(0, 33), (15, 2)], device=device, page=16)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize(("group", "kv_heads"), [(1, 2), (3, 1), (6, 1), (7, 2), (32, 1), (71, 1)])
+def test_groups(device: torch.device, group: int, kv_heads: int) -> None:
+    layer = make_layer(device=device, group=group, kv_heads=kv_heads)
+    case = PrefillCase(layer=layer, rows=[(17, 9), (0, 2)], device=device, page=16)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"window": 1},
+        {"window": 7},
+        {"window": 16},
+        {"window": 40},
+        {"soft_cap": 2.0},
+        {"sinks": True},
+        {"alibi": True},
+        {"window": 20, "sinks": True, "soft_cap": 3.0},
+        {"alibi": True, "soft_cap": 3.0, "sinks": True},
+    ],
+    ids=str,
+)
+def test_features(device: torch.device, features: dict[str, object]) -> None:
+    layer = make_layer(device=device, group=3, **features)  # type: ignore[arg-type]
+    case = PrefillCase(layer=layer, rows=ROWS, device=device, page=16, dtype=torch.float32, padding=2)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_cache(device: torch.device, kv_dtype: torch.dtype) -> None:
+    case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=32, kv_dtype=kv_dtype)
+    check(case, run(case))
+
+
+def test_head_major_pages(device: torch.device) -> None:
+    case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=32, head_major=True)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize("page", [16, 32])
+def test_tensor_maps(device: torch.device, page: int) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("tensor maps need sm_90")
+    config = PrefillConfig(block_m=64, block_n=16, num_warps=4, num_stages=2, mapped=True)
+    case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=page, padding=3)
+    check(case, run(case, config=config))
+
+
+def test_plan_lists_every_block_longest_context_first(device: torch.device) -> None:
+    rows = [(int(start), int(count)) for start, count in torch.randint(1, 90, (70, 2))]
+    rows[3] = (4, 1)
+    layer = make_layer(device=device, group=8, kv_heads=1)
+    case = PrefillCase(layer=layer, rows=rows, device=device, padding=9)
+    wanted = [
+        (row, first, start + min(first + 4, count))
+        for row, (start, count) in enumerate(rows)
+        if count > 1
+        for first in range(0, count, 4)
+    ]
+    wanted.sort(key=lambda item: (-item[2], item[0]))
+    padding = [[len(rows), first] for first in (8, 4, 0)]
+    exact = [[row, first] for row, first, _ in wanted] + padding
+    options = {"group": 8, "head_dim": 64, "dtype": torch.bfloat16, "arch": "sm_90", "pdl": False, "config": TINY}
+    plan = plan_prefill(case.inputs, case.shape, case.batch, **options)  # type: ignore[arg-type]
+    assert plan.work_W2.tolist() == exact
+    bound = plan_prefill(case.inputs, case.shape, None, **options)  # type: ignore[arg-type]
+    assert bound.num_items == case.num_tokens // 4 + len(rows) + 1
+    assert bound.work_W2.tolist() == exact + [[-1, 0]] * (bound.num_items - len(exact))
+    decode = StepShape(rows=71, tokens=71, pages=1, decode_only=True)
+    assert plan_prefill(case.inputs, decode, None, **options).num_items == 0  # type: ignore[arg-type]
+
+
+def test_a_plan_for_other_blocks_is_refused(device: torch.device) -> None:
+    case = PrefillCase(layer=make_layer(device=device), rows=[(0, 3)], device=device)
+    options = {"head_dim": 64, "dtype": torch.bfloat16, "arch": "sm_90", "pdl": False, "config": TINY}
+    plan = plan_prefill(case.inputs, case.shape, case.batch, group=2, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="blocks of 16 tokens met a layer that needs 8"):
+        prefill_attention(
+            case.q, case.q, case.layer, case.k, case.v, case.inputs, plan, pdl=False, arch="sm_90", config=TINY
+        )
