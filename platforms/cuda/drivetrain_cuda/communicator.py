@@ -73,9 +73,7 @@ class NcclCommunicator(Communicator):
             raise ValueError(f"reduce_scatter of {x.shape[dim]} elements among {self.world} ranks: not divisible")
         parts = torch.stack(x.chunk(self.world, dim=dim))
         out = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
-        self._guard(
-            "reduce_scatter", lambda: self._current._reduce_scatter_base(out.view(-1), parts.view(-1)).wait()
-        )
+        self._guard("reduce_scatter", lambda: self._current._reduce_scatter_base(out.view(-1), parts.view(-1)).wait())
         return out
 
     def all_to_all(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
