@@ -45,7 +45,7 @@ class FakeMemoryDriver:
         return DeviceMemory(total=self.memory_bytes, free=self.memory_bytes - self.used, allocated=0, reserved=0)
 
     def tensor_at(self, address: int, num_bytes: int) -> torch.Tensor:
-        """A uint8 tensor over a reserved range, whose first granule must be usable as torch asks the driver about it."""
+        """A uint8 tensor over a reserved range, whose beginning must be usable: torch asks the driver about it."""
         assert address in self.allowed, "the beginning of a tensor is not mapped"
         assert num_bytes <= len(self.reserved[address])
         return torch.frombuffer(self.reserved[address], dtype=torch.uint8, count=num_bytes)

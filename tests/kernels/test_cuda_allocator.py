@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_tensors_have_their_final_shape_and_address_from_the_beginning() -> None
             used = x[:num_pages]
             assert machine.driver.usable(used.data_ptr(), used.numel() * used.element_size())
     ends = sorted((x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()) for x in tensors(cache))
-    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False)), "tensors overlap"
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends)), "tensors overlap"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "fp8_e4m3", "fp8_e5m2"])

@@ -120,8 +120,8 @@ def test_hardware_that_its_backend_cannot_use_is_never_passed_over_silently() ->
         select_backend(Survey(states=(IDLE, CPU)))
     assert str(caught.value) == (
         "The hardware of the backend 'bolt' is in this machine (Bolt 9), but it cannot serve on it. "
-        "It is unavailable [bolt 1.2]: torch is a CPU build. Next: install another. Nothing slower is used in its place "
-        'unless you ask for it: --backend cpu, or backend = "cpu" in drivetrain.toml.'
+        "It is unavailable [bolt 1.2]: torch is a CPU build. Next: install another. Nothing slower is used in its "
+        'place unless you ask for it: --backend cpu, or backend = "cpu" in drivetrain.toml.'
     )
     report = report_on(Survey(states=(IDLE, CPU)))
     assert report.selected is None

@@ -213,12 +213,11 @@ def _refused(error: DriverRefused, environment: Mapping[str, str], root: Path) -
         )
     # A library without a driver or a GPU is what images made for GPUs hold on other machines.
     present = any((root / sign).exists() for sign in SIGNS) or _on_the_bus(root)
+    more = "`nvidia-smi` and the kernel log (Xid, NVRM) tell more; after an update of the driver, restart the machine"
     return ProbeResult(
         ready=False,
         reason=f"the NVIDIA driver {driver_version(root) or 'library'} answers {error.name}",
-        next_step="`nvidia-smi` and the kernel log (Xid, NVRM) tell more; after a driver update, start the machine again"
-        if present
-        else "",
+        next_step=more if present else "",
         idle_hardware=present,
     )
 

@@ -5,7 +5,7 @@ fill pinned blocks (and convert the type on the way) while the device fetches th
 """
 
 # Relaxed: torch's stubs leave events half typed.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Uploader:
 
 
 def pieces(host: torch.Tensor, destination: torch.Tensor, block_bytes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Both tensors cut alike into parts of at most `block_bytes` of the destination, or single rows if those are more."""
+    """Both tensors cut alike, into parts of at most `block_bytes` in the destination or, if a row is more, rows."""
     if not destination.numel():
         return []
     if host.is_contiguous() and destination.is_contiguous():

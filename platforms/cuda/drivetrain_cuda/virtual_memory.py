@@ -1,4 +1,4 @@
-"""Address ranges that are reserved whole and backed by memory bit by bit, so that addresses outlive growth and shrinkage.
+"""Address ranges that are reserved whole and backed bit by bit, so that addresses outlive growth and shrinkage.
 
 Holds no CUDA of its own: what it asks of the driver is `MemoryDriver`, which `driver.py` fulfils.
 """
