@@ -20,4 +20,3 @@ class TestCuda(BackendConformance):
 class TestCudaWithoutGraphs(BackendConformance):
     backend = "drivetrain_cuda.backend:CudaBackend"
     options = {"graphs": False, "batch_invariant": True}
-    levels = ("attention", "engine")

@@ -33,9 +33,7 @@ def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) ->
     ]
 
 
-def start_compiling(
-    spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress
-) -> Callable[[], None]:
+def start_compiling(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress) -> Callable[[], None]:
     """`Device.compile_ahead`. One processor is left to the thread that loads weights."""
     usable = len(os.sched_getaffinity(0))
     compilation = compile_all(kernel_variants(spec, limits, arch), max_workers=max(1, min(usable - 1, MOST_THREADS)))

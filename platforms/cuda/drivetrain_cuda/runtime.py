@@ -169,9 +169,11 @@ class CudaRuntime(Runtime):
             try:
                 step()
             except BaseException:
-                # Ends the recording; it fails too if the step broke it, and what broke it says more.
+                # Ends the recording; it fails too if the step broke it, and what broke it says more. torch may think
+                # that the pool is in use for ever after, so later recordings get a new one.
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
+                self._pool = torch.cuda.graph_pool_handle()
                 raise
             graph.capture_end()
         current.wait_stream(self._recorder)
