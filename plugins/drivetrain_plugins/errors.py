@@ -4,6 +4,7 @@ DrivetrainError
 └── BackendError
     ├── BackendNotReady       the backend asked for is unavailable, broken, incompatible or blocked
     ├── NoBackendReady        nothing was asked for and nothing is ready
+    ├── HardwareIdle          hardware is here that its backend cannot serve on, and nothing was asked for
     ├── BackendTie            two ready backends share the highest priority
     ├── Unsupported           the backend cannot serve this configuration or request
     ├── OutOfMemory           an allocation failed; one request fails, the engine goes on
@@ -28,6 +29,10 @@ class BackendNotReady(BackendError):
 
 class NoBackendReady(BackendError):
     """No installed backend can run here."""
+
+
+class HardwareIdle(BackendError):
+    """Nothing was asked for, and the best that is ready would leave faster hardware of this machine idle."""
 
 
 class BackendTie(BackendError):

@@ -51,8 +51,17 @@ def not_installed(installed: Collection[str], *, root: Path = Path("/")) -> tupl
     return tuple(_absence(backend, root) for backend in known_backends() if backend.name not in installed)
 
 
+def hardware_is_here(name: str, *, root: Path = Path("/")) -> bool:
+    """Whether a driver for the hardware of the backend `name` is loaded; False for a backend that is not known."""
+    return any(_sign(backend, root) is not None for backend in known_backends() if backend.name == name)
+
+
+def _sign(backend: KnownBackend, root: Path) -> str | None:
+    return next((sign for sign in backend.signs if (root / sign.lstrip("/")).exists()), None)
+
+
 def _absence(backend: KnownBackend, root: Path) -> BackendState:
-    sign = next((sign for sign in backend.signs if (root / sign.lstrip("/")).exists()), None)
+    sign = _sign(backend, root)
     if sign is None:
         reason = f"not installed; no {backend.hardware} found (looked for {', '.join(backend.signs)})"
         next_step = ""

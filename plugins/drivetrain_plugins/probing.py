@@ -59,6 +59,7 @@ def _state(backend: FoundBackend, outcome: ChildOutcome) -> BackendState:
         details=result.details,
         output=() if result.ready else outcome.output,
         seconds=outcome.seconds,
+        idle_hardware=result.idle_hardware,
     )
 
 

@@ -1,11 +1,15 @@
-"""Choose the backend: the one asked for, else the ready one of highest priority. Never another one silently."""
+"""Choose the backend: the one asked for, else the ready one of highest priority. Never another one silently.
+
+"Silently" includes the machine whose accelerator cannot serve today because of a driver or a library: where its backend
+says so (`idle_hardware`), nothing slower is chosen in its place until the user asks for that by name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from drivetrain_plugins.discovery import blocked_by_environment, discover
-from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
+from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady
 from drivetrain_plugins.probing import probe_backends
 from drivetrain_plugins.status import BackendState, Status
 from drivetrain_plugins.suggestion import did_you_mean
@@ -23,7 +27,7 @@ def choose_backend(requested: str = AUTO, *, blocked: Collection[str] = ()) -> B
         blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
 
     Raises:
-        BackendNotReady, NoBackendReady, BackendTie: as `select_backend`.
+        BackendNotReady, NoBackendReady, HardwareIdle, BackendTie: as `select_backend`.
     """
     discovery = discover(blocked=frozenset(blocked) | blocked_by_environment())
     asked_for = [backend for backend in discovery.found if backend.spec.name == requested]
@@ -43,6 +47,8 @@ def select_backend(surveyed: Survey, requested: str = AUTO) -> BackendState:
     Raises:
         BackendNotReady: the one asked for is unknown or cannot serve here; says why and what is ready.
         NoBackendReady: none was asked for and none is ready; gives the reason of each.
+        HardwareIdle: none was asked for, and a backend of higher priority than the best ready one finds its hardware
+            here and cannot serve on it.
         BackendTie: none was asked for and several ready ones share the highest priority.
     """
     return _highest(surveyed) if requested == AUTO else _requested(surveyed, requested)
@@ -69,6 +75,9 @@ def _highest(surveyed: Survey) -> BackendState:
         lines = "".join(f"\n  {state.summary()}.{_next_step(state)}" for state in surveyed.states)
         raise NoBackendReady(f"No backend can serve here.{lines}" if lines else NOTHING_INSTALLED)
     highest = max(state.priority or 0 for state in surveyed.ready)
+    idle = [state for state in surveyed.states if _stands_idle(state, surveyed, highest)]
+    if idle:
+        raise HardwareIdle(_idle(idle, surveyed.ready, highest))
     first, *others = [state for state in surveyed.ready if (state.priority or 0) == highest]
     if others:
         names = " and ".join(f"{state.name!r} ({state.origin})" for state in (first, *others))
@@ -77,6 +86,33 @@ def _highest(surveyed: Survey) -> BackendState:
             f'backend = "{first.name}" in drivetrain.toml, or --backend {first.name}.'
         )
     return first
+
+
+def _stands_idle(state: BackendState, surveyed: Survey, highest: int) -> bool:
+    """Whether choosing the best ready backend would pass this one's hardware over."""
+    if not state.idle_hardware or not state.installed or state.status is Status.BLOCKED:
+        return False
+    if any(state.name == ready.name for ready in surveyed.ready):
+        return False  # a refused namesake of one that is ready
+    return state.priority is None or state.priority > highest
+
+
+def _idle(idle: list[BackendState], ready: Sequence[BackendState], highest: int) -> str:
+    best = next(state.name for state in ready if (state.priority or 0) == highest)
+    reasons = " ".join(
+        f"The hardware of the backend {state.name!r} is in this machine{_named(state)}, but it cannot serve on it. "
+        f"{_sentence(state)}{_next_step(state)}"
+        for state in idle
+    )
+    return (
+        f"{reasons} Nothing slower is used in its place unless you ask for it: --backend {best}, or "
+        f'backend = "{best}" in drivetrain.toml.'
+    )
+
+
+def _named(state: BackendState) -> str:
+    names = ", ".join(dict.fromkeys(device.name for device in state.devices))
+    return f" ({names})" if names else ""
 
 
 def _sentence(state: BackendState) -> str:

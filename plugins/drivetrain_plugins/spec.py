@@ -108,6 +108,10 @@ class ProbeResult:
         next_step: what the user can do about it. May be empty.
         devices: the devices found, by index. They may be named although the backend is not ready.
         details: versions of drivers and libraries, and the like.
+        idle_hardware: the backend is not ready, but hardware that it serves is in this machine and would stand idle: a
+            driver too old, a library without support for the device. Then nothing of a lower priority is chosen in its
+            place unless the user asks for that by name. False for hardware that the backend could never serve on, and
+            for hardware that the user hides.
 
     Raises:
         ValueError: ready without a device, or not ready without a reason.
@@ -118,12 +122,15 @@ class ProbeResult:
     next_step: str = ""
     devices: tuple[DeviceInfo, ...] = ()
     details: Details = field(default_factory=_no_details)
+    idle_hardware: bool = False
 
     def __post_init__(self) -> None:
         if self.ready and not self.devices:
             raise ValueError("devices: got none from a probe that says ready, expected at least one")
         if not self.ready and not self.reason:
             raise ValueError("reason: got none from a probe that says not ready, expected why")
+        if self.ready and self.idle_hardware:
+            raise ValueError("idle_hardware: got True from a probe that says ready, expected False")
 
 
 def _check_type(name: str, value: object, expected: type) -> None:

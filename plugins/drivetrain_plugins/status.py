@@ -58,6 +58,7 @@ class BackendState:
         details: more of what its probe found.
         output: the last lines that a failed child printed.
         seconds: how long its listing or its probe took.
+        idle_hardware: it cannot serve, but its hardware is here; see `ProbeResult.idle_hardware`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BackendState:
     details: Details = field(default_factory=lambda: {})
     output: tuple[str, ...] = ()
     seconds: float = 0.0
+    idle_hardware: bool = False
 
     @property
     def installed(self) -> bool:

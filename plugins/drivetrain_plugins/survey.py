@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drivetrain_plugins.discovery import LISTING_LIMIT_S, Discovery, blocked_by_environment, discover
-from drivetrain_plugins.known import not_installed
+from drivetrain_plugins.known import hardware_is_here, not_installed
 from drivetrain_plugins.probing import PROBE_LIMIT_S, probe_backends
 from drivetrain_plugins.status import BackendState, Status
 
@@ -49,5 +49,13 @@ def survey_of(discovery: Discovery, *, probe_limit_s: float = PROBE_LIMIT_S) -> 
     """Probe everything that was discovered."""
     probed = probe_backends(discovery.found, time_limit_s=probe_limit_s)
     ordered = sorted(probed, key=lambda state: (-(state.priority or 0), state.name))
-    installed = {state.name for state in (*probed, *discovery.rejected)}
-    return Survey(states=(*ordered, *discovery.rejected, *not_installed(installed)), warnings=discovery.warnings)
+    states = tuple(_with_hardware(state) for state in (*ordered, *discovery.rejected))
+    installed = {state.name for state in states}
+    return Survey(states=(*states, *not_installed(installed)), warnings=discovery.warnings)
+
+
+def _with_hardware(state: BackendState) -> BackendState:
+    """Look for the hardware of a backend that could not say itself whether it is here."""
+    if state.status in (Status.BROKEN, Status.INCOMPATIBLE) and hardware_is_here(state.name):
+        return replace(state, idle_hardware=True)
+    return state

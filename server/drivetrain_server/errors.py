@@ -85,6 +85,7 @@ KINDS: dict[type[DrivetrainError], ErrorKind] = {
     core.BackendError: _down("backend_error"),
     core.BackendNotReady: _down("backend_not_ready"),
     core.NoBackendReady: _down("no_backend_ready"),
+    core.HardwareIdle: _down("hardware_idle"),
     core.BackendTie: _down("backend_tie"),
     core.Unsupported: _bad("unsupported"),
     core.OutOfMemory: _down("out_of_memory", 5),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from drivetrain_plugins.errors import BackendNotReady
-from drivetrain_plugins.known import known_backends, not_installed
+from drivetrain_plugins.errors import BackendNotReady, HardwareIdle
+from drivetrain_plugins.known import hardware_is_here, known_backends, not_installed
 from drivetrain_plugins.report import backends_report
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.status import Status
@@ -122,3 +122,23 @@ def test_hardware_without_its_backend_gets_the_command_to_install_it(tmp_path: P
 def test_an_installed_backend_is_not_reported_as_absent() -> None:
     installed = {backend.name for backend in known_backends()} - {"rocm"}
     assert [state.name for state in not_installed(installed)] == ["rocm"]
+
+
+def test_hardware_is_known_by_the_signs_of_its_driver(tmp_path: Path) -> None:
+    assert not hardware_is_here("cuda", root=tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert hardware_is_here("cuda", root=tmp_path)
+    assert not hardware_is_here("rocm", root=tmp_path)
+    assert not hardware_is_here("acme", root=tmp_path)
+
+
+def test_a_broken_backend_on_a_machine_with_its_hardware_is_not_passed_over(
+    packages: PluginPackages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.install("cuda", plugin_source("cuda", priority=100), probe="import os; os.abort()")
+    assert choose_backend().name == "cpu"
+    monkeypatch.setattr("drivetrain_plugins.survey.hardware_is_here", lambda name: name == "cuda")
+    with pytest.raises(HardwareIdle, match="its probe was killed by SIGABRT"):
+        choose_backend()
+    assert choose_backend("cpu").name == "cpu"

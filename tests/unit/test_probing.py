@@ -57,6 +57,12 @@ def test_a_backend_that_is_not_ready_gives_its_reason_and_next_step(packages: Pl
     state = probe_one(packages, RESULT + "ProbeResult(ready=False, reason='no driver', next_step='load acme.ko')")
     assert state.status is Status.UNAVAILABLE
     assert (state.reason, state.next_step) == ("no driver", "load acme.ko")
+    assert not state.idle_hardware
+
+
+def test_a_backend_that_finds_its_hardware_and_cannot_use_it_says_so(packages: PluginPackages) -> None:
+    state = probe_one(packages, RESULT + "ProbeResult(ready=False, reason='old driver', idle_hardware=True)")
+    assert (state.status, state.idle_hardware) == (Status.UNAVAILABLE, True)
 
 
 @pytest.mark.parametrize(

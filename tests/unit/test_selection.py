@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from drivetrain_plugins.errors import BackendNotReady, BackendTie, NoBackendReady
+from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady
 from drivetrain_plugins.report import report_on
 from drivetrain_plugins.selection import select_backend
-from drivetrain_plugins.spec import BackendSpec
+from drivetrain_plugins.spec import BackendSpec, DeviceInfo
 from drivetrain_plugins.status import BackendState, Origin, Status
 from drivetrain_plugins.survey import Survey
 
@@ -104,6 +106,47 @@ def test_none_ready_gives_the_reason_of_each() -> None:
 def test_none_installed_says_so() -> None:
     with pytest.raises(NoBackendReady, match=r"^No backend is installed\. Install drivetrain again"):
         select_backend(Survey(states=()))
+
+
+IDLE = replace(
+    state("bolt", Status.UNAVAILABLE, 100, reason="torch is a CPU build", next_step="install another"),
+    devices=(DeviceInfo(index=0, name="Bolt 9", architecture="b9", memory_bytes=1, free_memory_bytes=1),) * 2,
+    idle_hardware=True,
+)
+
+
+def test_hardware_that_its_backend_cannot_use_is_never_passed_over_silently() -> None:
+    with pytest.raises(HardwareIdle) as caught:
+        select_backend(Survey(states=(IDLE, CPU)))
+    assert str(caught.value) == (
+        "The hardware of the backend 'bolt' is in this machine (Bolt 9), but it cannot serve on it. "
+        "It is unavailable [bolt 1.2]: torch is a CPU build. Next: install another. Nothing slower is used in its "
+        'place unless you ask for it: --backend cpu, or backend = "cpu" in drivetrain.toml.'
+    )
+    report = report_on(Survey(states=(IDLE, CPU)))
+    assert report.selected is None
+    assert report.selection == str(caught.value)
+
+
+def test_idle_hardware_does_not_stand_in_the_way_of_who_asks_for_another_one() -> None:
+    assert select_backend(Survey(states=(IDLE, CPU)), "cpu") is CPU
+    assert select_backend(Survey(states=(replace(IDLE, status=Status.BLOCKED), CPU))) is CPU
+
+
+def test_idle_hardware_of_no_higher_priority_does_not_matter() -> None:
+    assert select_backend(Survey(states=(IDLE, CPU, ACME))) is ACME
+
+
+def test_hardware_of_a_broken_backend_whose_priority_is_unknown_stands_in_the_way() -> None:
+    unread = replace(IDLE, status=Status.BROKEN, spec=None)
+    with pytest.raises(HardwareIdle, match="It is broken"):
+        select_backend(Survey(states=(CPU, ACME, unread)))
+
+
+def test_a_refused_namesake_of_a_ready_backend_and_one_that_is_not_installed_do_not_matter() -> None:
+    namesake = replace(IDLE, name="acme", status=Status.BROKEN, spec=None)
+    absent = replace(IDLE, name="volt", origin=None, spec=None)
+    assert select_backend(Survey(states=(ACME, CPU, namesake, absent))) is ACME
 
 
 def test_a_report_says_which_one_and_why() -> None:

@@ -117,6 +117,8 @@ def _show(console: Console, report: BackendsReport) -> None:
         if state.next_step:
             about += f"\n[bold]next:[/bold] {escape(state.next_step)}"
         chosen = "[bold]*[/bold] " if state.name == report.selected and state.status == "ready" else "  "
+        if state.idle_hardware:
+            about += "\n[yellow]its hardware is in this machine[/yellow]"
         color = COLORS[state.status]
         table.add_row(f"{chosen}{state.name}", f"[{color}]{state.status}[/{color}]", str(state.origin or ""), about)
     console.print(table)

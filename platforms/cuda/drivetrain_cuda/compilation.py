@@ -1,0 +1,55 @@
+"""Compiling a model's kernels in threads while its weights load."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from drivetrain_cuda.attention import decode_variants
+from drivetrain_cuda.kernels.prefill import prefill_variants
+from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.errors import BackendError
+from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.launch import Variant, compile_all
+from drivetrain_triton.linear import linear_variants
+from drivetrain_triton.ops import ops_variants
+
+PHASE = "compile kernels"
+MOST_THREADS = 16
+_POLL_S = 0.02
+
+
+def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> list[Variant]:
+    """Every kernel that this rank's share of the model launches, specialised as its launches will be."""
+    return [
+        *linear_variants(spec, getattr(torch, limits.dtype), arch),
+        *decode_variants(spec, limits, arch),
+        *prefill_variants(spec, limits, arch),
+        *ops_variants(spec, limits, arch),
+    ]
+
+
+def start_compiling(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress) -> Callable[[], None]:
+    """`Device.compile_ahead`. One processor is left to the thread that loads weights."""
+    usable = len(os.sched_getaffinity(0))
+    compilation = compile_all(kernel_variants(spec, limits, arch), max_workers=max(1, min(usable - 1, MOST_THREADS)))
+    total = compilation.remaining
+    progress(PHASE, 0, total, "kernels")
+
+    def wait() -> None:
+        while remaining := compilation.remaining:
+            progress(PHASE, total - remaining, total, "kernels")
+            time.sleep(_POLL_S)
+        try:
+            compilation.wait()
+        except RuntimeError as error:
+            raise BackendError(
+                f"{error}; report it with the GPU's name, and remove ~/.triton/cache if it came with an update"
+            ) from error
+        progress(PHASE, total, total, "kernels")
+
+    return wait

@@ -1,0 +1,19 @@
+"""The `[backend_options.cuda]` table."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class CudaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user may set for the CUDA backend. Everything else is measured or follows from the GPU.
+
+    Attributes:
+        graphs: record steps in CUDA graphs. Off, each step launches its kernels one by one: slower, and plainer to
+            debug.
+        batch_invariant: split attention in the same way whatever else is in the batch, so that a request's logits do
+            not depend on its neighbours; costs speed with few long requests.
+    """
+
+    graphs: bool = True
+    batch_invariant: bool = False
