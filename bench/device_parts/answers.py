@@ -89,7 +89,9 @@ def _check_random(settings: Settings, record: Record, name: str, config: dict[st
     engine.close()
 
 
-def _engine(config: dict[str, Any], backend: str, dtype: Dtype, scale: float, *, overlap: bool, options: dict[str, Any]) -> Engine:
+def _engine(
+    config: dict[str, Any], backend: str, dtype: Dtype, scale: float, *, overlap: bool, options: dict[str, Any]
+) -> Engine:
     settings = EngineConfig(model="random", backend=backend, backend_options=options)
     device = open_device(settings, choose(settings))
     spec = decoder_spec(config)
@@ -146,9 +148,7 @@ def _all_updates(engine: Engine, request: GenerateRequest) -> list[Update]:
     return updates
 
 
-def _record_forced(
-    record: Record, name: str, references: Sequence[Reference], ranks: Sequence[Sequence[int]]
-) -> None:
+def _record_forced(record: Record, name: str, references: Sequence[Reference], ranks: Sequence[Sequence[int]]) -> None:
     """Count tokens with a clear lead that are not the likeliest."""
     checked = wrong = 0
     for reference, of_answer in zip(references, ranks, strict=True):
@@ -200,9 +200,7 @@ def _greedy(llm: LLM, golden: Sequence[Reference], *, others: int = 0) -> list[l
     """Greedy answers, among random requests."""
     rng = random.Random(5)
     prompts = [reference.prompt_ids for reference in golden]
-    params = [
-        SamplingParams(temperature=0.0, max_tokens=len(each.output_ids), detokenize=False) for each in golden
-    ]
+    params = [SamplingParams(temperature=0.0, max_tokens=len(each.output_ids), detokenize=False) for each in golden]
     for _ in range(others):
         prompts.append([rng.randrange(1000, 40_000) for _ in range(rng.randint(8, 120))])
         params.append(

@@ -34,23 +34,27 @@ def measure() -> Ceilings:
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     num_bytes, size = (4 << 30, 8192) if on_gpu else (128 << 20, 512)
-    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_(0, 255)
-    target = torch.empty_like(source)
-    copy_s = best_s(lambda: target.copy_(source))
-    del source, target
-    # Random values: zeros draw less power, and the clock would stay higher than in use.
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    b = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    out = torch.empty_like(a)
-    product_s = best_s(lambda: torch.mm(a, b, out=out))
-    del a, b, out
+    found = Ceilings(
+        device=torch.cuda.get_device_name() if on_gpu else "CPU",
+        copy_bytes_s=2 * num_bytes / _copy_s(device, num_bytes),
+        product_flop_s=2 * size**3 / _product_s(device, size),
+    )
     if on_gpu:
         torch.cuda.empty_cache()
-    return Ceilings(
-        device=torch.cuda.get_device_name() if on_gpu else "CPU",
-        copy_bytes_s=2 * num_bytes / copy_s,
-        product_flop_s=2 * size**3 / product_s,
-    )
+    return found
+
+
+def _copy_s(device: str, num_bytes: int) -> float:
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_(0, 255)
+    target = torch.empty_like(source)
+    return best_s(lambda: target.copy_(source))
+
+
+def _product_s(device: str, size: int) -> float:
+    # Random values: zeros draw less power, and the clock would stay higher than in use.
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    return best_s(lambda: torch.mm(a, b, out=out))
 
 
 def best_s(work: Callable[[], object], *, groups: int = 5, repeats: int = 10) -> float:

@@ -99,7 +99,18 @@ def _pytest(
     settings: Settings, tests: list[str], wrapper: list[str] | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, object]:
     """Run tests and read pytest's last line. Warnings are not errors: the device machine has other versions."""
-    command = [*(wrapper or []), sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *tests]
+    command = [
+        *(wrapper or []),
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     if settings.kernel_select and not wrapper:
         command += ["-k", settings.kernel_select]
     started = time.perf_counter()

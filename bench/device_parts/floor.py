@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def prefill_s(costs: Costs, ceilings: Ceilings, lengths: list[int], shared: int)
     """The floor of computing prompts of these lengths, of which the first `shared` tokens are the same."""
     tokens = shared + sum(length - shared for length in lengths)
     # Token p attends to p + 1 tokens.
-    pairs = shared * (shared + 1) // 2 + sum(
-        (length * (length + 1) - shared * (shared + 1)) // 2 for length in lengths
-    )
+    pairs = shared * (shared + 1) // 2 + sum((length * (length + 1) - shared * (shared + 1)) // 2 for length in lengths)
     head = costs.weights - costs.layer_weights
     flop = 2 * costs.layer_weights * tokens + 2 * head * len(lengths) + costs.attention_flop * pairs
     return flop / ceilings.product_flop_s
@@ -85,7 +83,13 @@ def prefill_s(costs: Costs, ceilings: Ceilings, lengths: list[int], shared: int)
 
 def shared_tokens(work: Work) -> int:
     """How many tokens all prompts of a workload begin with."""
-    return len(commonprefix([prompt for prompt, _ in work])) if len(work) > 1 else 0
+    prompts = [prompt for prompt, _ in work]
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in the order of the alphabet have in common, all have.
+    first, last = min(prompts), max(prompts)
+    same = (pair[0] == pair[1] for pair in zip(first, last, strict=False))
+    return sum(takewhile(bool, same))
 
 
 def workload_s(work: Work, costs: Costs, ceilings: Ceilings, max_rows: int) -> float:

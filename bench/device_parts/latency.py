@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
-from device_parts.settings import Record, Settings
 from device_parts.serving import DRIVETRAIN, MODEL, Server
+from device_parts.settings import Record, Settings
 
 INPUT_TOKENS, OUTPUT_TOKENS = 512, 128
 LEAST_REQUESTS = 8

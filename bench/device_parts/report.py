@@ -146,7 +146,16 @@ def _latency(results: Results) -> str:
         )
     if not rows:
         return ""
-    head = ["requests/s", "answered/s", "output tok/s", "TTFT p50, ms", "p99", "between tokens p50, ms", "p99", "failed"]
+    head = [
+        "requests/s",
+        "answered/s",
+        "output tok/s",
+        "TTFT p50, ms",
+        "p99",
+        "between tokens p50, ms",
+        "p99",
+        "failed",
+    ]
     title = f"### Latency against load, {found['model']}, {found['input_tokens']} + {found['output_tokens']} tokens"
     return f"{title}\n\n" + table(head, rows)
 
@@ -165,7 +174,8 @@ def _counted(name: str, result: Results) -> str:
         return ", ".join(f"{count} {outcome}" for outcome, count in result.get("counts", {}).items())
     if name == "sanitizer":
         return ", ".join(
-            f"{tool['tool']}: {tool['errors']} errors in {len(result['tests'])} tests" for tool in result.get("tools", [])
+            f"{tool['tool']}: {tool['errors']} errors in {len(result['tests'])} tests"
+            for tool in result.get("tools", [])
         )
     if name == "answers":
         tokens = sum(row["tokens"] for row in result.get("random", []))
@@ -174,5 +184,6 @@ def _counted(name: str, result: Results) -> str:
         same = sum(row["answers"] - len(row["wrong"]) for row in golden) if isinstance(golden, list) else 0
         return f"{tokens} tokens in fp32, {forced} in bf16, {same} golden answers"
     if name == "soak" and "pages" in result:
-        return f"{result['finished']} finished, {result['aborted']} aborted, pages in use after: {result['pages']['used']:g}"
+        used = result["pages"]["used"]
+        return f"{result['finished']} finished, {result['aborted']} aborted, {used:g} pages in use afterwards"
     return ""

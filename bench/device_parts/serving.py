@@ -138,9 +138,10 @@ class Server:
                 found[name.split('"')[1]] = float(value)
         return found
 
-    def resident_bytes(self) -> int:
-        """Memory of the server and the processes under it."""
-        return sum(_resident_bytes(pid) for pid in process_tree(self.process.pid))
+    def resident_bytes(self) -> dict[str, int]:
+        """Memory of the server's own process and of those under it."""
+        own, *below = process_tree(self.process.pid)
+        return {"server": _resident_bytes(own), "engine": sum(_resident_bytes(pid) for pid in below)}
 
     def tail(self) -> str:
         """The end of the log."""

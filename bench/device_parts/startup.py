@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 
-from device_parts.settings import Record, Settings
 from device_parts.serving import Server
+from device_parts.settings import Record, Settings
 
 PROMPT = list(range(1000, 1064))
 WARM_STARTS = 2
