@@ -22,128 +22,46 @@ from pathlib import Path
 
 import torch
 
-from drivetrain.assembly import OpenedModel, connect
-from drivetrain.config import EngineConfig
+from device_parts.random_model import SMALL, RandomTensors, answers, build, mixed_requests
 from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest
 from drivetrain.models.families import decoder_spec
-from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_plain import PlainBackend
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
-from drivetrain_plugins.contract.memory import MemoryLimits
-from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
-
-SMALL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 1031,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
+from drivetrain_plugins.contract.capabilities import Dtype
+from drivetrain_plugins.contract.model import DecoderSpec
 
 
-class RandomTensors(Weights):
-    """Random weights by canonical name, made where they are used: (standard deviation 0.02, norms near 1)."""
-
-    def __init__(self, spec: DecoderSpec, *, scale: float, device: str) -> None:
-        self._shapes = dict(weight_shapes(spec))
-        self._scale = scale
-        self._device = device
-
-    def load(self, name: str) -> torch.Tensor:
-        generator = torch.Generator(self._device).manual_seed(sum(name.encode()))
-        made = torch.randn(self._shapes[name], generator=generator, device=self._device) * self._scale
-        return made + 1.0 if "norm" in name else made
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(4 * torch.Size(shape).numel() for shape in self._shapes.values())
-
-
-def build(
-    spec: DecoderSpec, device: str, dtype: str, *, overlap: bool, rows: int, max_model_len: int, scale: float = 0.02
+def build_plain(
+    spec: DecoderSpec, device: str, dtype: Dtype, *, overlap: bool, rows: int, max_model_len: int, scale: float = 0.02
 ) -> Engine:
     """An engine on the plain backend with random weights."""
-    opened = PlainBackend().open(RankInfo(), {"device": device, "kv_bytes": 16 << 30 if device == "cuda" else 1 << 28})
-    limits = ExecutorLimits(
+    kv_bytes = 16 << 30 if device == "cuda" else 1 << 28
+    opened = PlainBackend().open(RankInfo(), {"device": device, "kv_bytes": kv_bytes})
+    # Weights of the check are made on the CPU for both devices: generators differ between devices.
+    return build(
+        opened,
+        spec,
+        RandomTensors(spec, scale=scale, device="cpu" if scale != 0.02 else device),
+        backend="plain",
         dtype=dtype,
-        kv_dtype=dtype,
-        max_num_rows=rows,
-        max_step_tokens=2048,
+        overlap=overlap,
+        rows=rows,
         max_model_len=max_model_len,
         page_size=64,
-        memory=MemoryLimits(max_pages=rows * (max_model_len // 64) + 1),
     )
-    executor = ModelRunner(opened)
-    # Weights of the check are made on the CPU for both devices: generators differ between devices.
-    weights = RandomTensors(spec, scale=scale, device="cpu" if scale != 0.02 else device)
-    plan = executor.load(spec, weights, limits, lambda *progress: None)
-    model = OpenedModel(path=Path(), name="random", config={}, spec=spec, end_ids=frozenset({5}))
-    config = EngineConfig(model="random", overlap="on" if overlap else "off")
-    return connect(
-        config,
-        model,
-        executor,
-        limits,
-        plan,
-        backend="plain",
-        capabilities=opened.capabilities,
-        weight_bytes=0,
-    )
-
-
-def answers(engine: Engine, requests: list[GenerateRequest]) -> dict[tuple[str, int], list[int]]:
-    """Token ids of every completion."""
-    found: dict[tuple[str, int], list[int]] = {}
-    for request in requests:
-        engine.submit(request)
-    while engine.has_work:
-        for update in engine.step():
-            found.setdefault((update.request_id, update.index), []).extend(update.token_ids)
-    stats = engine.stats()
-    assert stats.pages_free + stats.pages_cached == stats.pages_total, stats
-    return found
-
-
-def small_requests() -> list[GenerateRequest]:
-    """Mixed requests: greedy, seeded draws, penalties, biases, n > 1, shared prefixes."""
-    rng = random.Random(7)
-    head = [rng.randrange(6, 1031) for _ in range(90)]
-    kinds = (
-        {"temperature": 0.0},
-        {"temperature": 0.8, "seed": 3, "n": 2},
-        {"temperature": 0.0, "repetition_penalty": 1.2, "logprobs": 2},
-        {"temperature": 1.0, "seed": 4, "top_p": 0.9, "top_k": 50},
-        {"temperature": 0.7, "seed": 5, "logit_bias": {7: 4.0, 9: -100.0}, "min_tokens": 6},
-    )
-    requests: list[GenerateRequest] = []
-    for index in range(24):
-        prompt = head[: rng.randint(1, 90)] + [rng.randrange(6, 1031) for _ in range(rng.randint(1, 120))]
-        params = SamplingParams(max_tokens=rng.randint(8, 64), **kinds[index % len(kinds)])
-        requests.append(GenerateRequest(request_id=str(index), prompt_ids=prompt, params=params))
-    return requests
 
 
 def check_answers() -> None:
     """GPU with graphs and overlap against CPU without either, in fp32."""
     spec = decoder_spec(SMALL)
     expected = answers(
-        build(spec, "cpu", "float32", overlap=False, rows=8, max_model_len=512, scale=0.3), small_requests()
+        build_plain(spec, "cpu", "float32", overlap=False, rows=8, max_model_len=512, scale=0.3), mixed_requests()
     )
     for overlap in (False, True):
-        engine = build(spec, "cuda", "float32", overlap=overlap, rows=8, max_model_len=512, scale=0.3)
-        got = answers(engine, small_requests())
+        engine = build_plain(spec, "cuda", "float32", overlap=overlap, rows=8, max_model_len=512, scale=0.3)
+        got = answers(engine, mixed_requests())
         wrong = [key for key in expected if expected[key] != got.get(key)]
         tokens = sum(len(ids) for ids in expected.values())
         print(
@@ -227,7 +145,7 @@ def main() -> None:
     spec = decoder_spec(json.loads(arguments.config.read_text()))
     for overlap in (False, True):
         started = time.perf_counter()
-        engine = build(spec, "cuda", "bfloat16", overlap=overlap, rows=64, max_model_len=2048)
+        engine = build_plain(spec, "cuda", "bfloat16", overlap=overlap, rows=64, max_model_len=2048)
         print(
             json.dumps(
                 {"model": arguments.config.stem, "overlap": overlap, "start_s": round(time.perf_counter() - started, 1)}

@@ -81,6 +81,24 @@ async def test_rate_spaces_arrivals_out():
     assert sent[-1] - sent[0] > 0.001
 
 
+async def test_an_arrival_that_has_to_wait_waits_on_the_clock():
+    load = Load(model="m", num_requests=4, concurrency=1, rate=1000.0, input_tokens=1, output_tokens=1)
+    async with sse_server(lambda *_: Answer(stream(1, 1), pause_s=0.03)) as server:
+        samples = await drive(Endpoint(url=server.url), load)
+    assert server.most_open == 1
+    waits = sorted(sample.ttft_s for sample in samples)
+    assert waits[0] >= 0.03
+    assert waits[-1] >= 0.09, "the last one stood behind three others"
+
+
+async def test_arrivals_are_not_bounded_without_a_concurrency():
+    load = Load(model="m", num_requests=12, concurrency=None, rate=10_000.0, input_tokens=1, output_tokens=1)
+    async with sse_server(lambda *_: Answer(stream(1, 1), pause_s=0.2)) as server:
+        samples = await drive(Endpoint(url=server.url), load)
+    assert server.most_open == 12
+    assert all(sample.problem is None for sample in samples)
+
+
 def test_percentiles_are_nearest_rank():
     spread = distribution([0.001 * i for i in range(1, 101)])
     assert spread is not None

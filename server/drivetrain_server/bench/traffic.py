@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from drivetrain.errors import DrivetrainError
 from drivetrain_server.http_client import Endpoint, Json, parse_json, request
@@ -20,7 +21,8 @@ class Load:
     """What is sent.
 
     Attributes:
-        concurrency: requests under way at the same time; with `rate`, an upper bound.
+        concurrency: requests under way at the same time; None is no bound. With `rate`, an arrival that finds them all
+            under way waits, and the wait counts as part of its time to first token.
         rate: arrivals a second, at exponential distances; None sends as fast as `concurrency` allows.
         input_tokens, output_tokens: exact lengths of every prompt and answer.
         shared_prefix: tokens at the start that all prompts have in common.
@@ -29,7 +31,7 @@ class Load:
 
     model: str
     num_requests: int = 32
-    concurrency: int = 8
+    concurrency: int | None = 8
     rate: float | None = None
     input_tokens: int = 128
     output_tokens: int = 64
@@ -54,6 +56,7 @@ class Sample:
     """One request as the client saw it. Times are seconds on a monotonic clock.
 
     Attributes:
+        sent_s: when it was sent, or with a rate when it was due.
         arrivals: when each event with new tokens came.
         input_tokens, output_tokens, cached_tokens: as the server's usage reports them; cached are prompt tokens that
             it did not compute.
@@ -88,25 +91,34 @@ class Sample:
 
 async def drive(endpoint: Endpoint, load: Load, on_done: Callable[[Sample], None] = lambda _: None) -> list[Sample]:
     """Send every request of `load` and wait for all answers. A failed request is a sample with its `problem`."""
-    slots = asyncio.Semaphore(load.concurrency)
-    pauses = random.Random(load.seed + 1)
+    slots = asyncio.Semaphore(load.concurrency or load.num_requests)
 
-    async def one(prompt: list[int]) -> Sample:
+    async def one(prompt: list[int], arrival: float | None) -> Sample:
         async with slots:
-            sample = await _timed(endpoint, load, prompt)
+            sample = await _timed(endpoint, load, prompt, arrival)
         on_done(sample)
         return sample
 
     tasks: list[asyncio.Task[Sample]] = []
     async with asyncio.TaskGroup() as group:
-        for prompt in load.prompts():
-            tasks.append(group.create_task(one(prompt)))
-            if load.rate is not None:
-                await asyncio.sleep(pauses.expovariate(load.rate))
+        for prompt, arrival in zip(load.prompts(), _arrivals(load), strict=True):
+            if arrival is not None:
+                await asyncio.sleep(arrival - time.perf_counter())
+            tasks.append(group.create_task(one(prompt, arrival)))
     return [task.result() for task in tasks]
 
 
-async def _timed(endpoint: Endpoint, load: Load, prompt: list[int]) -> Sample:
+def _arrivals(load: Load) -> list[float | None]:
+    """When each request arrives, fixed beforehand: a late wake-up delays no later one. None is as soon as it can."""
+    if load.rate is None:
+        return [None] * load.num_requests
+    pauses = random.Random(load.seed + 1)
+    start = time.perf_counter()
+    distances = [0.0, *(pauses.expovariate(load.rate) for _ in range(load.num_requests - 1))]
+    return [start + passed for passed in accumulate(distances)]
+
+
+async def _timed(endpoint: Endpoint, load: Load, prompt: list[int], arrival: float | None) -> Sample:
     body: dict[str, Json] = {
         "model": load.model,
         "prompt": list(prompt),
@@ -116,7 +128,7 @@ async def _timed(endpoint: Endpoint, load: Load, prompt: list[int]) -> Sample:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    sample = Sample(sent_s=time.perf_counter())
+    sample = Sample(sent_s=time.perf_counter() if arrival is None else arrival)
     try:
         async with request(endpoint, "POST", "/v1/completions", body) as response:
             async for event in response.events():

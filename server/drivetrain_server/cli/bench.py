@@ -22,12 +22,16 @@ def bench(
     url: Annotated[str, typer.Option(help="Server to measure.")] = DEFAULT_URL,
     model: Annotated[str | None, typer.Option(help="Model to ask for; else the first that the server lists.")] = None,
     num_requests: Annotated[int, typer.Option(min=1, help="Requests to send.")] = 32,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at the same time.")] = 8,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests under way at the same time; 8 by default, or any number with --rate."),
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Arrivals a second, at random distances.")] = None,
     input_tokens: Annotated[int, typer.Option(min=1, help="Length of every prompt.")] = 128,
     output_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer; ends are ignored.")] = 64,
     shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with.")] = 0,
     vocab_size: Annotated[int, typer.Option(min=101, help="Prompts are random token ids below it.")] = 10_000,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before the clock starts.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of prompts and arrivals.")] = 0,
     api_key: Annotated[
@@ -49,13 +53,14 @@ def bench(
     load = Load(
         model=model or "",
         num_requests=num_requests,
-        concurrency=concurrency,
+        concurrency=8 if concurrency is None and rate is None else concurrency,
         rate=rate,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         shared_prefix=shared_prefix,
         vocab_size=vocab_size,
         seed=seed,
+        temperature=temperature,
     )
     load, report = asyncio.run(_measure(Endpoint(url=url, api_key=api_key), load, warmup, quiet=as_json))
     if as_json:
@@ -77,7 +82,7 @@ async def _measure(endpoint: Endpoint, load: Load, warmup: int, *, quiet: bool) 
     if not load.model:
         load = replace(load, model=await served_model(endpoint))
     if warmup:
-        await drive(endpoint, replace(load, num_requests=warmup, rate=None, seed=load.seed + 1))
+        await drive(endpoint, replace(load, num_requests=warmup, concurrency=8, rate=None, seed=load.seed + 1))
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
@@ -92,10 +97,11 @@ def _show(url: str, load: Load, report: LoadReport) -> None:
     from rich.table import Table
 
     console = Console()
-    arrival = f"{load.rate:g} arrivals/s, " if load.rate else ""
+    arrival = [f"{load.rate:g} arrivals/s"] if load.rate else []
+    bound = [f"at most {load.concurrency} at once"] if load.concurrency else []
     console.print(
         f"[bold]{escape(load.model)}[/bold] at {url}: {load.num_requests} requests of {load.input_tokens} + "
-        f"{load.output_tokens} tokens, {arrival}at most {load.concurrency} at once",
+        f"{load.output_tokens} tokens, {', '.join(arrival + bound)}",
         highlight=False,
     )
     console.print(
