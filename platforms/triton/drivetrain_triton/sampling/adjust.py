@@ -25,7 +25,7 @@ _FREQUENCY = tl.constexpr(FREQUENCY)
 _REPETITION = tl.constexpr(REPETITION)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["biases_N4"])
 def biases_kernel(logits_KV, biases_N4, slot_K, last_token_S, N, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """A block of biases a program. Several of one logit add up."""
     if PDL:

@@ -30,14 +30,14 @@ _SEED_HIGH = tl.constexpr(SEED_HIGH)
 
 @triton.jit
 def better(value, token, best, best_token):
-    """(value, token) of the two that has the larger value; of equal ones the lower id."""
-    wins = (value > best) | ((value == best) & (token < best_token))
+    """The larger value with its token; of equal ones what was best before, whose id is lower."""
+    wins = value > best
     return tl.where(wins, value, best), tl.where(wins, token, best_token)
 
 
 @triton.jit
 def best_of_block(value, token):
-    """The largest value and the lowest id that has it; minus infinity and a large id where no number is larger."""
+    """The largest value and the lowest id that has it."""
     largest = tl.max(value, axis=0)
     return largest, tl.min(tl.where(value == largest, token, 0x7FFFFFFF), axis=0)
 
@@ -75,11 +75,12 @@ def draw_kernel(
     k, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     row = logits_KV + k.to(tl.int64) * V
     slot = tl.load(slot_K + k)
+    params = params_SC + slot * C
     temperature = 0.0
     if RANDOM:
-        params = params_SC + slot * C
         temperature = tl.load(params + _TEMPERATURE).to(tl.float32, bitcast=True)
-    best, best_token = float("-inf"), 0x7FFFFFFF
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    best_token = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
     first = part * blocks_a_part
     last = tl.minimum(first + blocks_a_part, tl.cdiv(V, BLOCK))
     if temperature > 0.0:
@@ -90,26 +91,25 @@ def draw_kernel(
             noisy = value + gumbel_noise(token, key)
             if FILTERED:
                 noisy = tl.where(is_kept(value, token, bounds_K4 + k * 4), noisy, float("-inf"))
-            largest, largest_token = best_of_block(noisy, token)
-            best, best_token = better(largest, largest_token, best, best_token)
+            best, best_token = better(noisy, token, best, best_token)
     else:
         for block in range(first, last):
             token = block * BLOCK + tl.arange(0, BLOCK)
             value = tl.load(row + token, token < V, other=float("-inf"))
-            largest, largest_token = best_of_block(value, token)
-            best, best_token = better(largest, largest_token, best, best_token)
-    at = k * MAX_PARTS + part
-    tl.store(partial_value_KP + at, best)
-    tl.store(partial_token_KP + at, best_token)
+            best, best_token = better(value, token, best, best_token)
+    largest, largest_token = best_of_block(best, best_token)
+    mine = k * MAX_PARTS + part
+    tl.store(partial_value_KP + mine, largest)
+    tl.store(partial_token_KP + mine, largest_token)
     tl.debug_barrier()
     if tl.atomic_add(arrived_K + k, 1, sem="acq_rel") == parts - 1:
-        other = tl.arange(0, MAX_PARTS)
-        at = k * MAX_PARTS + other
-        value = tl.load(partial_value_KP + at, other < parts, other=float("-inf"), cache_modifier=".cg")
-        token = tl.load(partial_token_KP + at, other < parts, other=0x7FFFFFFF, cache_modifier=".cg")
-        _, best_token = best_of_block(value, token)
-        # A row of nothing but NaN has no largest number.
-        chosen = tl.where(best_token < V, best_token, 0)
+        others = tl.arange(0, MAX_PARTS)
+        places = k * MAX_PARTS + others
+        values = tl.load(partial_value_KP + places, others < parts, other=float("-inf"), cache_modifier=".cg")
+        tokens = tl.load(partial_token_KP + places, others < parts, other=0x7FFFFFFF, cache_modifier=".cg")
+        _, winner = best_of_block(values, tokens)
+        # Nothing is larger than minus infinity in a row of that, or of NaN.
+        chosen = tl.where(winner < V, winner, 0)
         tl.store(ids_K + k, chosen)
         tl.store(last_token_S + slot, chosen)
         if COUNTED:

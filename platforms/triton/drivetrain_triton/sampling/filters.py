@@ -153,7 +153,7 @@ def search(values, count, temperature, largest, total_mass, top_k, top_p, BLOCK:
         if found >= key:
             _, above_mass, equal = tally(values, count, temperature, largest, found, BLOCK)
             each = tl.exp(value_of_key(found) - largest)
-            within = tl.maximum(tl.ceil((target - above_mass) / tl.maximum(each, 1e-45)), 1.0)
+            within = tl.maximum(tl.ceil((target - above_mass) / tl.maximum(each, 1e-37)), 1.0)
             stay = tl.where(found == key, tl.minimum(stay, within), within)
             key = found
     return key, stay, equal
