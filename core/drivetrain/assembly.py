@@ -276,7 +276,12 @@ def connect(
     return Engine(
         executor=executor,
         scheduler=scheduler,
-        builder=BatchBuilder(policy=policy, dummy_slot=limits.max_num_rows, page_size=limits.page_size),
+        builder=BatchBuilder(
+            policy=policy,
+            dummy_slot=limits.max_num_rows,
+            page_size=limits.page_size,
+            shared_prefixes="cascade" in capabilities.attention,
+        ),
         info=info,
         end_ids=model.end_ids,
         overlap=bool(scheduler.limits.overlap),

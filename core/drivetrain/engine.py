@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from drivetrain.batch import BatchBuilder, prompt_logprob_span
+from drivetrain.batch import BatchBuilder
+from drivetrain.batch_sampling import prompt_logprob_span
 from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.request import FinishReason, Request
@@ -160,6 +161,14 @@ class Engine:
         if self._in_flight and (schedule is None or len(self._in_flight) > self._depth):
             self._land(self._in_flight.popleft(), updates)
         return updates
+
+    def prepare_more(self) -> bool:
+        """Let the device make later steps faster while nobody waits; call it while there is no work.
+
+        Returns:
+            Whether there is more to do.
+        """
+        return not self.has_work and self._executor.prepare_more()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix. Pages that requests use stay theirs, and are free once those end."""

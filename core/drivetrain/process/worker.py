@@ -98,7 +98,11 @@ class Worker:
         while True:
             try:
                 while True:
-                    frontend, message = self._inbox.get(block=not engine.has_work and self._drain_until is None)
+                    idle = not engine.has_work and self._drain_until is None
+                    # As soon as a message comes, idle work stops; none takes long.
+                    while idle and self._inbox.empty() and engine.prepare_more():
+                        pass
+                    frontend, message = self._inbox.get(block=idle)
                     if not self._take(engine, frontend, message):
                         return
             except queue.Empty:
