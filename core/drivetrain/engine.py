@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.batch_sampling import prompt_logprob_span
-from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
+from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import check_served
@@ -24,6 +24,7 @@ from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Sam
 if TYPE_CHECKING:
     from drivetrain_plugins.contract.executor import Executor
 
+_SLEEPING_PAGES = 2
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
@@ -92,6 +93,7 @@ class Engine:
         self._counts = _Counts()
         self._landed_s = 0.0
         self._pending: list[Update] = []
+        self._asleep = False
 
     @property
     def has_work(self) -> bool:
@@ -107,8 +109,11 @@ class Engine:
 
         Raises:
             Overloaded: the waiting queue is full.
+            Asleep: the engine sleeps.
             RequestError: it can never be served; names the field.
         """
+        if self._asleep:
+            raise Asleep("the engine sleeps; wake it before it takes requests")
         if request.request_id in self._live:
             raise RequestError(f"request_id: {request.request_id!r} is already running", param="request_id")
         check_served(request.params, self._sampling, self.info.device)
@@ -168,7 +173,34 @@ class Engine:
         Returns:
             Whether there is more to do.
         """
-        return not self.has_work and self._executor.prepare_more()
+        return not self.has_work and not self._asleep and self._executor.prepare_more()
+
+    def sleep(self) -> None:
+        """Forget every prefix and give the memory of the KV pages back. Weights and recordings stay.
+
+        Raises:
+            EngineError: requests are under way.
+            Unsupported: the device's number of pages is fixed.
+        """
+        if self.has_work:
+            raise EngineError(
+                f"{len(self._live)} requests are under way; wait for them or abort them before the engine sleeps"
+            )
+        if self._asleep:
+            return
+        self._scheduler.clear_prefixes()
+        self._executor.set_pages(_SLEEPING_PAGES)
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Take the memory of the KV pages again.
+
+        Raises:
+            OutOfMemory: somebody else has taken it; the engine goes on sleeping.
+        """
+        if self._asleep:
+            self._executor.set_pages(self.info.num_pages)
+            self._asleep = False
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix. Pages that requests use stay theirs, and are free once those end."""

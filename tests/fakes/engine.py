@@ -119,6 +119,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         pass
 
+    async def sleep(self) -> None:
+        pass
+
+    async def wake(self) -> None:
+        pass
+
     async def shutdown(self, *, drain_s: float) -> None:
         self.was_shut_down = True
 

@@ -35,6 +35,8 @@ from drivetrain.process.frames import (
     Ready,
     ResetPrefixCache,
     Shutdown,
+    Sleep,
+    Slept,
     Stats,
     Submit,
     ToEngine,
@@ -137,6 +139,14 @@ class Worker:
                 self._send(frontend, Stats(engine.stats()))
             case ResetPrefixCache():
                 engine.reset_prefix_cache()
+            case Sleep(wake):
+                assert frontend is not None
+                try:
+                    engine.wake() if wake else engine.sleep()
+                except DrivetrainError as error:
+                    self._send(frontend, Slept(type(error).__name__, str(error)))
+                else:
+                    self._send(frontend, Slept())
             case Shutdown(drain_s):
                 self._drain_until = time.monotonic() + drain_s
             case _Gone():
