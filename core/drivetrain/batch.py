@@ -23,7 +23,7 @@ from drivetrain_plugins.contract.batch import (
 )
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 
-_MAX_FORMS = 1024
+_MAX_PADDINGS = 1024
 
 
 class BatchBuilder:
@@ -43,13 +43,14 @@ class BatchBuilder:
         self._page_size = page_size
         shares = shared_prefixes and policy.max_shared_groups > 0
         self._prefixes = SharedPrefixes(policy, page_size) if shares else None
-        self._forms: dict[tuple[BatchLayout, bool, bool], Int32Array] = {}
+        self._paddings: dict[tuple[BatchLayout, bool], Int32Array] = {}
         # Of the step before, if it had decode rows only.
         self._requests: list[Request] = []
         self._slots: Int32Array = np.empty(0, np.int32)
         self._starts: Int32Array = np.empty(0, np.int32)
         self._max_kv = 0
         self._features: SampleFeatures | None = None
+        self._last_form: _Form | None = None
 
     def build(self, schedule: Schedule) -> StepBatch:
         """The batch of one step.
@@ -70,23 +71,24 @@ class BatchBuilder:
             groups=self._prefixes.find(rows[:num_decodes], requests[:num_decodes]) if self._prefixes else None,
         )
         prompt_logprobs = None if follows else prompt_logprobs_of(rows)
-        max_pages = -(-self._max_kv // self._page_size)
-        shape = self._shape(schedule, max_pages)
-        layout, captured = self._layout(schedule, shape, updates, may_capture=prompt_logprobs is None)
+        form = self._last_form if follows else None
+        if form is None or not form.holds(updates, self._max_kv):
+            form = self._last_form = self._choose_form(schedule, updates, may_capture=prompt_logprobs is None)
+        layout, shape = form.layout, form.shape
         penalized = [row for row in updates.admitted if row.request.params.penalized]
         batch = StepBatch(
             step_id=schedule.step_id,
             layout=layout,
-            packed=self._form(layout, captured=captured, decode_only=shape.decode_only),
+            packed=form.padding.copy(),
             num_rows=num_rows,
             num_tokens=num_tokens,
             num_decode_rows=num_decodes,
             num_samples=len(sampled),
-            max_query=1 if num_tokens == num_rows else max(row.num_tokens for row in rows),
+            max_query=1 if shape.decode_only else max(row.num_tokens for row in rows),
             max_kv=self._max_kv,
-            max_pages=max(shape.pages, max_pages),
+            max_pages=shape.pages,
             features=features,
-            captured=captured,
+            captured=form.captured,
             page_copies=np.array(schedule.page_copies, np.int32) if schedule.page_copies else None,
             history=history_of(penalized) if penalized else None,
             cleared=tuple(row.slot for row in penalized),
@@ -94,7 +96,7 @@ class BatchBuilder:
         )
         self._fill_rows(batch, rows, follows=follows)
         if sampled is not rows or not shape.decode_only:
-            self._put(batch, "sample_row", [index for index, row in enumerate(rows) if row.samples])
+            batch.section("sample_row")[: len(sampled)] = [index for index, row in enumerate(rows) if row.samples]
         updates.fill(batch)
         return batch
 
@@ -114,15 +116,26 @@ class BatchBuilder:
         self._features = None if biased or not decodes else features_of(rows)
         return False
 
-    def _shape(self, schedule: Schedule, max_pages: int) -> StepShape:
+    def _choose_form(self, schedule: Schedule, updates: _Updates, *, may_capture: bool) -> _Form:
         num_rows, num_tokens = len(schedule.rows), schedule.num_tokens
-        return padded_shape(
+        max_pages = -(-self._max_kv // self._page_size)
+        shape = padded_shape(
             self._policy,
             num_rows=num_rows,
             num_tokens=num_tokens,
             num_samples=schedule.num_samples,
             pages=max_pages,
             decode_only=num_tokens == num_rows,
+        )
+        layout, captured = self._layout(schedule, shape, updates, may_capture=may_capture)
+        return _Form(
+            layout=layout,
+            shape=shape,
+            captured=captured,
+            padding=self._padding(layout, captured=captured, decode_only=shape.decode_only),
+            max_kv=max_pages * self._page_size,
+            groups=updates.groups,
+            may_recur=not updates.admitted and not updates.biases,
         )
 
     def _layout(
@@ -153,22 +166,28 @@ class BatchBuilder:
         )
         return layout, False
 
-    def _form(self, layout: BatchLayout, *, captured: bool, decode_only: bool) -> Int32Array:
-        """A fresh buffer that holds padding alone."""
-        key = (layout, captured, decode_only)
-        form = self._forms.get(key)
-        if form is None:
-            form = _padding(layout, self._dummy_slot, captured=captured, decode_only=decode_only)
+    def _padding(self, layout: BatchLayout, *, captured: bool, decode_only: bool) -> Int32Array:
+        """A buffer that holds padding alone; not to be written to."""
+        key = (layout, decode_only)
+        padding = self._paddings.get(key)
+        if padding is None:
+            padding = _padding(layout, self._dummy_slot, decode_only=decode_only)
             if captured or decode_only:
-                if len(self._forms) >= _MAX_FORMS:
-                    self._forms.clear()
-                self._forms[key] = form
-        return form.copy()
+                if len(self._paddings) >= _MAX_PADDINGS:
+                    self._paddings.clear()
+                self._paddings[key] = padding
+        return padding
 
     def _fill_rows(self, batch: StepBatch, rows: Sequence[ScheduledRow], *, follows: bool) -> None:
-        self._put(batch, "row_slot", self._slots)
-        self._put(batch, "row_start", self._starts)
+        packed, at = batch.packed, batch.layout.offsets
         num_rows, num_tokens = batch.num_rows, batch.num_tokens
+        packed[at["row_slot"] : at["row_slot"] + num_rows] = self._slots
+        packed[at["row_start"] : at["row_start"] + num_rows] = self._starts
+        ids = packed[at["token_ids"] : at["token_ids"] + num_tokens]
+        if follows:  # the device remembers what it sampled in each row's slot
+            ids[:] = LAST_TOKEN
+            return
+        _fill_ids(ids, rows)
         if num_tokens > num_rows:
             lengths = [row.num_tokens for row in rows]
             query_start = batch.section("query_start")
@@ -177,16 +196,6 @@ class BatchBuilder:
             token_row = batch.section("token_row")
             token_row[:num_tokens] = np.repeat(np.arange(num_rows, dtype=np.int32), lengths)
             token_row[num_tokens:] = num_rows
-        at = batch.layout.offsets["token_ids"]
-        if follows:  # the device remembers what it sampled in each row's slot
-            batch.packed[at : at + num_rows] = LAST_TOKEN
-        else:
-            _fill_ids(batch.packed[at : at + num_tokens], rows)
-
-    @staticmethod
-    def _put(batch: StepBatch, section: str, values: Int32Array | list[int]) -> None:
-        at = batch.layout.offsets[section]
-        batch.packed[at : at + len(values)] = values
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,7 +220,33 @@ class _Updates:
             batch.section("shared_groups")[: len(self.groups.groups)] = self.groups.groups
 
 
-def _padding(layout: BatchLayout, dummy_slot: int, *, captured: bool, decode_only: bool) -> Int32Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How a step is laid out, and so are those that follow it, while they tell as little.
+
+    Attributes:
+        max_kv: keys of the longest row for which it is right.
+        may_recur: whether steps that follow may have it.
+    """
+
+    layout: BatchLayout
+    shape: StepShape
+    captured: bool
+    padding: Int32Array
+    max_kv: int
+    groups: SharedGroups | None
+    may_recur: bool
+
+    def holds(self, updates: _Updates, max_kv: int) -> bool:
+        """Whether it is the form of a step that follows with these updates."""
+        num_pages, room = len(updates.pages), self.layout.page_updates
+        fits = num_pages <= room if self.captured else num_pages == room
+        return (
+            self.may_recur and fits and not updates.biases and max_kv <= self.max_kv and updates.groups is self.groups
+        )
+
+
+def _padding(layout: BatchLayout, dummy_slot: int, *, decode_only: bool) -> Int32Array:
     """A packed buffer of padding rows, updates and samples."""
     packed = np.zeros(layout.size, np.int32)
     part = unpack(packed, layout)

@@ -284,18 +284,24 @@ class Engine:
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
+        owners, counts = self._owners, self._counts
         places: dict[Request, int] = {}
         if output.logprobs is not None:
             sampled = (row.request for row in schedule.rows if row.samples)
             places = {request: place for place, request in enumerate(sampled)}
         for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
-            request, reason = landed.request, landed.finish_reason
-            owner = self._owners.get(request)
+            request, reason, token_ids = landed.request, landed.finish_reason, landed.new_token_ids
+            owner = owners.get(request)
             if owner is None:
                 continue
             request_id, index = owner
-            token_ids = landed.new_token_ids
-            self._counts.generated_tokens += len(token_ids)
+            counts.generated_tokens += len(token_ids)
+            if reason is None and not request.reports_scores:
+                cached = request.num_cached_tokens
+                updates.append(
+                    Update(request_id=request_id, index=index, token_ids=token_ids, num_cached_tokens=cached)
+                )
+                continue
             logprobs = None
             if request.params.logprobs is not None and request in places:
                 logprobs = _token_logprobs(output, places[request], request.params.logprobs, len(token_ids))

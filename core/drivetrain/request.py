@@ -67,6 +67,8 @@ class Request:
     """RANDOM, FILTERS, PENALTIES, and BIASES if there may be some: what the sampler must do for it."""
     num_logprobs: int = field(init=False)
     """Likeliest tokens to report with each token, -1 for none at all."""
+    reports_scores: bool = field(init=False)
+    """Whether it asks for log-probabilities, of the answer or of the prompt."""
     tokens: array[int] = field(init=False)
     """Prompt and every output that has landed."""
     num_computed: int = 0
@@ -118,6 +120,7 @@ class Request:
         self.sampler_needs = (0 if params.greedy else RANDOM | FILTERS * filters) | PENALTIES * params.penalized
         self.sampler_needs |= BIASES * biases
         self.num_logprobs = -1 if params.logprobs is None else params.logprobs
+        self.reports_scores = params.logprobs is not None or params.prompt_logprobs is not None
         self.awaited = self.parent
 
     def __repr__(self) -> str:
