@@ -73,18 +73,23 @@ def _load_block(
 
 
 @triton.jit
-def _scores(
-    q_MD, k_ND, position_M, slope_M, first, scale, soft_cap, window,
-    PRECISION: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
+def _products(q_MD, k_ND, PRECISION: tl.constexpr):
+    """(M, N) raw scores."""
+    return tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
+
+
+@triton.jit
+def _weights(
+    s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """(M, N) scores in units of log2, or the raw products if there is nothing to do but to scale them."""
-    s_MN = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
+    """Unnormalised softmax of raw scores: (weights, new total, new peak, decay of what came before)."""
+    key_N = first + tl.arange(0, s_MN.shape[1])
     if SOFT_CAP:
         # cap * tanh(s / cap), with 2 log2(e) / cap already in `scale`: right in the limit where exp2 overflows.
         s_MN = soft_cap * (1.0 - 2.0 / (tl.exp2(s_MN * scale) + 1.0))
     elif MASKED or slope_M is not None:
         s_MN = s_MN * scale
-    key_N = first + tl.arange(0, k_ND.shape[0])
     if slope_M is not None:
         s_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
     if MASKED:
@@ -92,65 +97,88 @@ def _scores(
         if WINDOW:
             visible_MN &= key_N[None, :] > position_M[:, None] - window
         s_MN = tl.where(visible_MN, s_MN, HIDDEN)
-    return s_MN
+    if SOFT_CAP or MASKED or slope_M is not None:
+        new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1))
+        p_MN = tl.exp2(s_MN - new_peak_M[:, None])
+    else:
+        # Scores are raw still: scaling folds into the subtraction.
+        new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1) * scale)
+        p_MN = tl.exp2(s_MN * scale - new_peak_M[:, None])
+    decay_M = tl.exp2(peak_M - new_peak_M)
+    return p_MN, total_M * decay_M + tl.sum(p_MN, 1), new_peak_M, decay_M
 
 
 @triton.jit
 def _attend(
     acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
     begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
     SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, MAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Attend keys [begin, end), `begin` a multiple of the block, in steps of one or two blocks."""
+    """Attend keys [begin, end), `begin` a multiple of the block."""
     D: tl.constexpr = q_MD.shape[1]
-    SCALED: tl.constexpr = SOFT_CAP or MASKED or slope_M is not None
     slot_N = tl.arange(0, BLOCK_N)
     # Pages are read one step early: waiting for them would stall the issue of products.
     page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
-    if TILES == 2:
-        other_page = _page_of(table, begin + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
-    for first in tl.range(begin, end, BLOCK_N * TILES):
+    for first in tl.range(begin, end, BLOCK_N):
         k_ND = _load_block(
             k, k_map, page, first, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
         )  # fmt: skip
-        s_MN = _scores(
-            q_MD, k_ND, position_M, slope_M, first, scale, soft_cap, window, PRECISION, SOFT_CAP, WINDOW, MASKED
+        s_MN = _products(q_MD, k_ND, PRECISION)
+        p_MN, total_M, peak_M, decay_M = _weights(
+            s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, MASKED
         )  # fmt: skip
-        highest_M = tl.max(s_MN, 1)
-        if TILES == 2:
-            second = first + BLOCK_N
-            k_ND = _load_block(
-                k, k_map, other_page, second, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
-            )  # fmt: skip
-            other_MN = _scores(
-                q_MD, k_ND, position_M, slope_M, second, scale, soft_cap, window, PRECISION, SOFT_CAP, WINDOW, MASKED
-            )  # fmt: skip
-            highest_M = tl.maximum(highest_M, tl.max(other_MN, 1))
-
-        # Where scores are raw, scaling folds into the subtraction.
-        factor = 1.0 if SCALED else scale
-        new_peak_M = tl.maximum(peak_M, highest_M * factor)
-        p_MN = tl.exp2(s_MN * factor - new_peak_M[:, None])
-        decay_M = tl.exp2(peak_M - new_peak_M)
-        total_M = total_M * decay_M + tl.sum(p_MN, 1)
         acc_MD = acc_MD * decay_M[:, None]
-        peak_M = new_peak_M
-
         # Slots that nothing was written to may hold NaN, and 0 * NaN is NaN: such values are checked out.
         v_ND = _load_block(
             v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, MASKED, MAPPED
         )  # fmt: skip
-        page = _page_of(table, first + BLOCK_N * TILES, kv_end, slot_N, BLOCK_N, PAGE)
+        page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
         acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
-        if TILES == 2:
-            p_MN = tl.exp2(other_MN * factor - peak_M[:, None])
-            total_M += tl.sum(p_MN, 1)
-            v_ND = _load_block(
-                v, v_map, other_page, second, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, MASKED, MAPPED
-            )  # fmt: skip
-            other_page = _page_of(table, second + BLOCK_N * TILES, kv_end, slot_N, BLOCK_N, PAGE)
-            acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    return acc_MD, total_M, peak_M
+
+
+@triton.jit
+def _attend_ahead(
+    acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+    begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr,
+):  # fmt: skip
+    """Attend keys [begin, end) without masks and the block at `end` with them; scores are one block ahead.
+
+    The order is what matters: weights of a block are computed while the product of the previous weights and values
+    still runs, because the next wait for a product comes only after them.
+    """
+    D: tl.constexpr = q_MD.shape[1]
+    slot_N = tl.arange(0, BLOCK_N)
+    page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
+    next_page = _page_of(table, begin + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+    k_ND = _load_block(k, k_map, page, begin, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED)
+    s_MN = _products(q_MD, k_ND, PRECISION)
+    for first in tl.range(begin, end, BLOCK_N):
+        p_MN, total_M, peak_M, decay_M = _weights(
+            s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, False
+        )  # fmt: skip
+        p_MN = p_MN.to(q_MD.dtype)
+        k_ND = _load_block(
+            k, k_map, next_page, first + BLOCK_N, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
+        )  # fmt: skip
+        s_MN = _products(q_MD, k_ND, PRECISION)
+        v_ND = _load_block(
+            v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, False, MAPPED
+        )  # fmt: skip
+        # Read again, not handed on: Triton pipelines no loop that carries a value over two steps.
+        page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+        next_page = _page_of(table, first + 2 * BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+        acc_MD = acc_MD * decay_M[:, None]
+        acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    v_ND = _load_block(v, v_map, page, end, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, True, False)
+    p_MN, total_M, peak_M, decay_M = _weights(
+        s_MN, total_M, peak_M, position_M, slope_M, end, scale, soft_cap, window, SOFT_CAP, WINDOW, True
+    )  # fmt: skip
+    acc_MD = acc_MD * decay_M[:, None]
+    acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
     return acc_MD, total_M, peak_M
 
 
@@ -161,7 +189,7 @@ def prefill_kernel(
     q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row, dummy_slot,
     scale, soft_cap, window,
     GROUP: tl.constexpr, PACK: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, TILES: tl.constexpr, BORDER_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, AHEAD: tl.constexpr, BORDER_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
     SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (G * head chunks, work items). See `prefill_attention`."""
@@ -196,7 +224,7 @@ def prefill_kernel(
     real_M = (query_M < BLOCK_Q) & (first_query + query_M < num_queries) & (member_M < GROUP)
     mask_MD = real_M[:, None] & (d_D < HEAD)[None, :]
     q_MD = tl.load(q + (token_M * q_token + head_M * q_head)[:, None] + d_D[None, :], mask=mask_MD, other=0.0)
-    position_M = start + query_M
+    position_M = tl.where(kv_end > 0, start + query_M, -1)
 
     if sinks is not None:
         # A sink is a key with this score and the value 0.
@@ -215,7 +243,6 @@ def prefill_kernel(
     k += kv_head.to(tl.int64) * k_head
     v += kv_head.to(tl.int64) * v_head
     column = kv_head * HEAD
-    STEP: tl.constexpr = BLOCK_N * TILES
     begin = 0
     if WINDOW:
         begin = tl.minimum(tl.maximum(start - window + 1, 0) // BORDER_N * BORDER_N, kv_end)
@@ -225,20 +252,28 @@ def prefill_kernel(
         acc_MD, total_M, peak_M = _attend(
             acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
             begin, edge, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-            HEAD, BORDER_N, 1, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+            HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
         )  # fmt: skip
         begin = tl.cdiv(edge, BLOCK_N) * BLOCK_N
     # Keys up to the first query's own are seen by every query.
-    clear = begin + tl.maximum(tl.minimum(start + 1, kv_end) - begin, 0) // STEP * STEP
-    acc_MD, total_M, peak_M = _attend(
-        acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
-        begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-        HEAD, BLOCK_N, TILES, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
-    )  # fmt: skip
+    clear = begin + tl.maximum(tl.minimum(start + 1, kv_end) - begin, 0) // BLOCK_N * BLOCK_N
+    if AHEAD:
+        acc_MD, total_M, peak_M = _attend_ahead(
+            acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+            begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, MAPPED,
+        )  # fmt: skip
+        clear += BLOCK_N
+    else:
+        acc_MD, total_M, peak_M = _attend(
+            acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+            begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
+        )  # fmt: skip
     acc_MD, total_M, peak_M = _attend(
         acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
         clear, kv_end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-        HEAD, BORDER_N, 1, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+        HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
     )  # fmt: skip
 
     total_M = tl.where(total_M > 0.0, total_M, 1.0)
@@ -385,7 +420,7 @@ def _launch_of(
         "D": triton.next_power_of_2(spec.head_dim),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
-        "TILES": config.tiles,
+        "AHEAD": config.ahead,
         "BORDER_N": min(config.block_n, BORDER),
         "PAGE": page,
         "PRECISION": "ieee",

@@ -12,7 +12,7 @@ class PrefillConfig:
     Attributes:
         block_m: (query token, query head) pairs of a program.
         block_n: keys of a block.
-        tiles: blocks of a step of its loop, 1 or 2. Two share one rescaling where a page holds only one.
+        ahead: compute scores one block ahead, so that weights are computed beside the product with values.
         num_warps, num_stages: Triton's options.
         mapped: fetch whole key blocks through tensor maps (sm_90 and later) where pages allow it.
     """
@@ -21,15 +21,15 @@ class PrefillConfig:
     block_n: int
     num_warps: int
     num_stages: int
-    tiles: int = 1
+    ahead: bool = False
     mapped: bool = False
 
 
 def _config(
-    block_m: int, block_n: int, num_warps: int, num_stages: int, *, tiles: int = 1, mapped: bool = False
+    block_m: int, block_n: int, num_warps: int, num_stages: int, *, ahead: bool = False, mapped: bool = False
 ) -> PrefillConfig:
     return PrefillConfig(
-        block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, tiles=tiles, mapped=mapped
+        block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, ahead=ahead, mapped=mapped
     )
 
 
