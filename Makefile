@@ -9,6 +9,8 @@ RUN = $(VENV)/bin
 INSTALL = $(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 # A file's tests stay together, so that servers and environments that they share are made once.
 SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Triton decides at import whether it interprets, so these have a process of their own. Triton has builds for Linux only.
+KERNEL_TESTS = $(if $(filter Linux,$(shell uname -s)),TRITON_INTERPRET=1 $(RUN)/python -m pytest $(SPREAD) tests/gpu_kernels)
 INPUTS = pyproject.toml constraints.txt
 
 .PHONY: help serve test test-all check docs bench clean
@@ -34,9 +36,11 @@ serve: $(VENV)/.ready ## Set up, fetch the quick-start model, serve it on 127.0.
 
 test: $(VENV)/.ready-dev ## Set up and run the tests
 	$(RUN)/python -m pytest $(SPREAD) -m "not slow"
+	$(KERNEL_TESTS)
 
 test-all: $(VENV)/.ready-dev ## Everything, the slow tests too
 	$(RUN)/python -m pytest $(SPREAD)
+	$(KERNEL_TESTS)
 
 check: $(VENV)/.ready-dev ## Lint, types, layers
 	$(RUN)/ruff check .

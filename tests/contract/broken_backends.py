@@ -308,10 +308,10 @@ def last_output_row_left_as_it_was(device):
 @fault("layer.decoder_layers")
 def parallel_branches_one_after_the_other(device):
     class Wrong(CpuOps):
-        def decoder_layer(self, delta_TD, residual_TD, layer, step):
+        def decoder_layer(self, delta_TD, residual_TD, layer, step, keep_K=None):
             if layer.spec.parallel == "separate":
                 layer = replace(layer, spec=replace(layer.spec, parallel="no"))
-            return super().decoder_layer(delta_TD, residual_TD, layer, step)
+            return super().decoder_layer(delta_TD, residual_TD, layer, step, keep_K)
 
     device.ops = Wrong()
 

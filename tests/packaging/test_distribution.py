@@ -19,6 +19,8 @@ PACKAGES = {
     "drivetrain": REPOSITORY / "core/drivetrain",
     "drivetrain_plugins": REPOSITORY / "plugins/drivetrain_plugins",
     "drivetrain_cpu": REPOSITORY / "platforms/cpu/drivetrain_cpu",
+    "drivetrain_cuda": REPOSITORY / "platforms/cuda/drivetrain_cuda",
+    "drivetrain_triton": REPOSITORY / "platforms/triton/drivetrain_triton",
     "drivetrain_server": REPOSITORY / "server/drivetrain_server",
 }
 MAX_WHEEL_BYTES = 1_000_000

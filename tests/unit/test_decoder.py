@@ -149,9 +149,9 @@ def test_layers_with_the_same_rotary_share_one_table() -> None:
     layers = []
 
     class Spy(Ops):
-        def decoder_layer(self, delta_TD, residual_TD, layer, step):  # type: ignore[no-untyped-def]
+        def decoder_layer(self, delta_TD, residual_TD, layer, step, keep_K=None):  # type: ignore[no-untyped-def]
             layers.append(layer)
-            return super().decoder_layer(delta_TD, residual_TD, layer, step)
+            return super().decoder_layer(delta_TD, residual_TD, layer, step, keep_K)
 
     config = LLAMA | {"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 4, "sliding_window_pattern": 2}
     spec = decoder_spec(config | {"sliding_window": 5, "head_dim": 16})
@@ -180,9 +180,9 @@ def test_the_embedding_scale_is_rounded_to_the_activation_type() -> None:
     streams: list[torch.Tensor] = []
 
     class Spy(Ops):
-        def decoder_layer(self, delta_TD, residual_TD, layer, step):  # type: ignore[no-untyped-def]
+        def decoder_layer(self, delta_TD, residual_TD, layer, step, keep_K=None):  # type: ignore[no-untyped-def]
             streams.append(residual_TD.clone())
-            return super().decoder_layer(delta_TD, residual_TD, layer, step)
+            return super().decoder_layer(delta_TD, residual_TD, layer, step, keep_K)
 
     device = cpu_device(ops=Spy())
     decoder = Decoder(spec, device, "bfloat16", MAX_LEN)

@@ -15,7 +15,7 @@ from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.batch import SampleFeatures
 from drivetrain_plugins.contract.model import MlpSpec
-from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, Ops, StepContext
+from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, Ops, StepContext, kept
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
 
 Linear = PackedLinear | LinearWeight
@@ -44,19 +44,24 @@ class CpuOps(Ops):
         return self.linear(self._inner(x_TD, spec, up), down)
 
     def decoder_layer(
-        self, delta_TD: torch.Tensor | None, residual_TD: torch.Tensor, layer: LayerWeights, step: StepContext
+        self,
+        delta_TD: torch.Tensor | None,
+        residual_TD: torch.Tensor,
+        layer: LayerWeights,
+        step: StepContext,
+        keep_K: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         spec = layer.spec
         out, down = layer.out, layer.down
         # The residual stream joins a product's accumulator where nothing stands between the two.
         joins = isinstance(out, PackedLinear) and isinstance(down, PackedLinear) and step.communicator.world == 1
         if not joins or not spec.pre_norm or spec.branch_norm or spec.parallel != "no" or spec.residual_scale != 1.0:
-            return super().decoder_layer(delta_TD, residual_TD, layer, step)
+            return super().decoder_layer(delta_TD, residual_TD, layer, step, keep_K)
         if delta_TD is not None:
             residual_TD = residual_TD + delta_TD
         x_TD = self.norm(residual_TD, layer.norms["attn_norm"])
         mixed_TD = step.attention.attention(self.linear(x_TD, layer.qkv), layer.attention, step.cache, step.plan)
-        residual_TD = out.add(mixed_TD, residual_TD)
+        residual_TD = out.add(kept(mixed_TD, keep_K), kept(residual_TD, keep_K))
         x_TD = self.norm(residual_TD, layer.norms["mlp_norm"])
         return None, down.add(self._inner(x_TD, spec.mlp, layer.up), residual_TD)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from drivetrain_plugins.conformance.batches import Packing, pack, padded_shape
+from drivetrain_plugins.conformance.batches import Packing, Row, pack, padded_shape
 from drivetrain_plugins.conformance.check import check, need
 from drivetrain_plugins.conformance.paged_rows import Kind, PagedRows
 from drivetrain_plugins.conformance.subject import Subject
+from drivetrain_plugins.contract.batch import NULL_PAGE, BatchLayout, Int32Array, unpack
 from drivetrain_plugins.contract.capabilities import AttentionFeature, Dtype
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
@@ -19,6 +21,7 @@ from drivetrain_plugins.contract.model import AttentionSpec, NormSpec, QKNormSpe
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 
 _NORM = NormSpec(kind="rms", eps=1e-6)
+_PAGE_UPDATES = 16
 _PADDING = ShapePolicy(row_buckets=(3, 7, 11), token_buckets=(8, 32, 128, 512))
 
 
@@ -31,6 +34,18 @@ def _kind(subject: Subject, spec: AttentionSpec, dtype: Dtype | None = None, pag
     chosen = dtype or capabilities.dtypes[0]
     kv_dtype = chosen if chosen in capabilities.kv_dtypes else capabilities.kv_dtypes[0]
     return Kind(spec=spec, dtype=chosen, kv_dtype=kv_dtype, page_size=page_size or min(capabilities.page_sizes))
+
+
+def _limits(kind: Kind) -> ExecutorLimits:
+    return ExecutorLimits(
+        dtype=kind.dtype,
+        kv_dtype=kind.kv_dtype,
+        max_num_rows=8,
+        max_step_tokens=16 * kind.page_size,
+        max_model_len=16 * kind.page_size,
+        page_size=kind.page_size,
+        memory=MemoryLimits(max_pages=40),
+    )
 
 
 @contextmanager
@@ -123,17 +138,8 @@ def a_padded_prompt_is_no_decode_step(subject: Subject) -> None:
 def the_device_s_own_shapes_keep_the_truth(subject: Subject) -> None:
     """Steps padded as `shape_policy` wants them."""
     kind = _kind(subject, _spec())
-    limits = ExecutorLimits(
-        dtype=kind.dtype,
-        kv_dtype=kind.kv_dtype,
-        max_num_rows=8,
-        max_step_tokens=16 * kind.page_size,
-        max_model_len=16 * kind.page_size,
-        page_size=kind.page_size,
-        memory=MemoryLimits(max_pages=40),
-    )
     with _rows(subject, kind) as rows:
-        _life(rows, policy=subject.parts.shape_policy(limits))
+        _life(rows, policy=subject.parts.shape_policy(_limits(kind)))
 
 
 @check()
@@ -209,6 +215,46 @@ def alibi_slopes_bias_scores(subject: Subject) -> None:
     _each_dtype(subject, replace(_spec(), alibi_slopes=(0.5, 0.25, 0.125, 0.0625)))
 
 
+@check()
+def shared_prefixes_are_read_through_their_groups(subject: Subject) -> None:
+    """Decode rows in groups with a common prefix, beside rows in none, padding rows and padding groups."""
+    _claimed(subject, "cascade")
+    padding = ShapePolicy(row_buckets=(8, 11), token_buckets=(16, 64))
+
+    def live(rows: PagedRows) -> None:
+        page = rows.page_size
+        rows.step([(0, 3 * page + 2), (1, page + 1), (2, 5)])
+        for slot, pages in ((3, 3), (4, 3), (5, 2)):
+            rows.share(0, slot, pages)
+        rows.share(1, 6, 1)
+        rows.step([(3, 2), (4, page), (5, page + 1), (6, 1)])
+        decoding = [(slot, 1) for slot in (3, 1, 0, 2, 4, 6, 5)]
+        rows.step(decoding, groups=[((0, 2, 4, 6), 2), ((1, 5), 1)], padded_groups=4, policy=padding)
+        rows.step(decoding, groups=[((4, 2, 0), 3)], padded_groups=1, policy=padding)
+        rows.step([(0, 1), (3, 1), (4, 1), (7, page + 3)], groups=[((0, 1, 2), 3)], padded_groups=2, policy=padding)
+
+    _each_dtype(subject, _spec(), live)
+    _each_dtype(subject, _spec(6, 1, 32), live)
+    if "window" in subject.capabilities.attention:
+        _each_dtype(subject, replace(_spec(), window=min(subject.capabilities.page_sizes) + 3), live)
+
+
+@check("graphs")
+def blind_plans_fit_every_mixed_batch_of_their_shape(subject: Subject) -> None:
+    """A captured step with prefill, planned without the host's view, is replayed on other batches of its shape."""
+    limits = _limits(_kind(subject, _spec()))
+    need(subject.parts.shape_policy(limits).max_captured_tokens > 0, "shape_policy captures no steps with prefill")
+    kind = _kind(subject, _spec())
+    with _rows(subject, kind) as rows:
+        page = rows.page_size
+        rows.step([(0, 3), (1, page), (2, 2 * page - 1), (3, 1)])
+        tokens = 2 * page
+        shape = StepShape(rows=5, tokens=tokens, pages=8, captured=True)
+        policy = ShapePolicy(row_buckets=(5,), token_buckets=(tokens,), page_buckets=(8,))
+        mixes = ([(0, 1), (1, page + 1)], [(2, 1), (3, 1), (0, 5), (1, 2)], [(1, page - 1)], [(0, 1), (3, page + 3)])
+        _replay(rows, shape, policy, [list(mix) for mix in mixes])
+
+
 @check("graphs")
 def blind_plans_fit_every_batch_of_their_shape(subject: Subject) -> None:
     """A captured step, planned without the host's view, is replayed on other batches of its shape."""
@@ -218,26 +264,44 @@ def blind_plans_fit_every_batch_of_their_shape(subject: Subject) -> None:
         page = rows.page_size
         rows.step([(0, 3), (1, page), (2, 2 * page - 1), (3, 1)])
         shape = StepShape(rows=5, tokens=5, pages=8, decode_only=True, captured=True)
-        packing = Packing(page_size=page, dummy_slot=rows.slots.dummy_slot)
         policy = ShapePolicy(row_buckets=(5,), page_buckets=(8,), max_captured_rows=5)
-        first = [(slot, 1) for slot in range(4)]
-        wanted = rows.rows(first)
-        batch = pack(wanted, padded_shape(wanted, policy, page), packing)
-        packed = torch.zeros(batch.layout.size, dtype=torch.int32, device=rows.device.torch_device)
-        qkv_TX = rows.subject.put(rows.projections(5))
-        made: list[torch.Tensor] = []
+        batches = ((0, 1, 2, 3), (2, 0), (3, 1, 0), (2, 1, 0, 3))
+        _replay(rows, shape, policy, [[(slot, 1) for slot in slots] for slots in batches])
 
-        def step() -> None:
-            made.append(rows.captured(packed, batch.layout, shape, qkv_TX))
 
-        subject.stage(batch.packed, packed)
-        step()
-        replay = rows.device.runtime.capture(step)
-        for slots in ((0, 1, 2, 3), (2, 0), (3, 1, 0), (2, 1, 0, 3)):
-            todo = [(slot, 1) for slot in slots]
-            wanted = rows.rows(todo)
-            subject.stage(pack(wanted, padded_shape(wanted, policy, page), packing).packed, packed)
-            fresh = rows.projections(5)
-            qkv_TX.copy_(fresh)
-            replay()
-            rows.judge(subject.get(made[-1]), rows.take(fresh, todo), what=f"{kind}: replayed rows {slots}")
+def _replay(rows: PagedRows, shape: StepShape, policy: ShapePolicy, steps: Sequence[list[tuple[int, int]]]) -> None:
+    """Capture a shape on padding alone, then judge its replays on (slot, new tokens) steps."""
+    subject, page, dummy = rows.subject, rows.page_size, rows.slots.dummy_slot
+    packing = Packing(page_size=page, dummy_slot=dummy)
+    layout = BatchLayout(rows=shape.rows, tokens=shape.tokens, samples=shape.rows, page_updates=_PAGE_UPDATES)
+
+    def packed_rows(wanted: list[Row]) -> Int32Array:
+        padded = pack(wanted, replace(padded_shape(wanted, policy, page), captured=False), packing)
+        told = np.zeros(layout.size, np.int32)
+        sections = unpack(told, layout)
+        for name, source in unpack(padded.packed, padded.layout).items():
+            if name in ("page_updates", "sample_row", "slot_updates"):
+                continue
+            sections[name][:] = source
+        sections["page_updates"][:] = (dummy, 0, NULL_PAGE)
+        updates = padded.section("page_updates")
+        sections["page_updates"][: len(updates)] = updates
+        return told
+
+    empty = Row(slot=dummy, start=0, ids=[0] * (shape.tokens // shape.rows))
+    packed = torch.zeros(layout.size, dtype=torch.int32, device=rows.device.torch_device)
+    qkv_TX = subject.put(rows.projections(shape.tokens))
+    made: list[torch.Tensor] = []
+
+    def step() -> None:
+        made.append(rows.captured(packed, layout, shape, qkv_TX))
+
+    subject.stage(packed_rows([empty]), packed)
+    step()
+    replay = rows.device.runtime.capture(step)
+    for todo in steps:
+        subject.stage(packed_rows(rows.rows(todo)), packed)
+        fresh = rows.projections(shape.tokens)
+        qkv_TX.copy_(fresh)
+        replay()
+        rows.judge(subject.get(made[-1]), rows.take(fresh, todo), what=f"{rows.kind}: replayed rows {todo}")

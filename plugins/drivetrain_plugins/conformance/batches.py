@@ -72,7 +72,12 @@ class Row:
 
 @dataclass(slots=True, kw_only=True)
 class Packing:
-    """What a step needs beside its rows."""
+    """What a step needs beside its rows.
+
+    Attributes:
+        groups: (row indices, tokens of the common prefix) of decode rows.
+        padded_groups: as how many groups the step tells them.
+    """
 
     page_size: int
     dummy_slot: int
@@ -80,6 +85,8 @@ class Packing:
     biases: Sequence[tuple[int, int, float, int]] = ()
     page_copies: Sequence[tuple[int, int]] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    groups: Sequence[tuple[Sequence[int], int]] = ()
+    padded_groups: int = 0
 
 
 def padded_shape(rows: Sequence[Row], policy: ShapePolicy, page_size: int) -> StepShape:
@@ -102,7 +109,8 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
     counted = [row for row in rows if row.admitted is not None and row.admitted.penalized]
     history = [(row.slot, token, 0) for row in counted for token in row.prompt]
     sampled = [index for index, row in enumerate(rows) if row.samples]
-    captured = shape.captured and decode_only and not admitted and len(pages) <= shape.rows
+    captured = shape.captured and decode_only and len(sampled) == num_rows
+    captured = captured and not admitted and len(pages) <= shape.rows
     layout = BatchLayout(
         rows=shape.rows,
         tokens=shape.tokens,
@@ -110,6 +118,7 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         page_updates=shape.rows if captured else len(pages),
         slot_updates=len(admitted),
         biases=len(packing.biases),
+        shared_groups=packing.padded_groups,
     )
     max_kv = max(row.start + len(row.ids) for row in rows)
     batch = StepBatch(
@@ -133,7 +142,9 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
     _fill_tokens(batch, rows, packing.dummy_slot, decode_only=decode_only)
     sample_row = batch.section("sample_row")
     sample_row[: len(sampled)] = sampled
-    sample_row[len(sampled) :] = layout.rows - 1
+    sample_row[len(sampled) :] = np.arange(len(sampled), layout.rows) if captured else layout.rows - 1
+    if packing.padded_groups:
+        _fill_groups(batch, packing.groups)
     batch.section("page_updates")[:] = (packing.dummy_slot, 0, NULL_PAGE)
     if pages:
         batch.section("page_updates")[: len(pages)] = pages
@@ -142,6 +153,15 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
     for line, (index, token, value, last) in zip(batch.section("biases"), packing.biases, strict=True):
         line[:] = (index, token, struct.unpack("=i", struct.pack("=f", value))[0], last)
     return batch
+
+
+def _fill_groups(batch: StepBatch, groups: Sequence[tuple[Sequence[int], int]]) -> None:
+    grouped = [row for rows, _ in groups for row in rows]
+    batch.section("shared_rows")[:] = grouped + [row for row in range(batch.layout.rows) if row not in grouped]
+    end = 0
+    for line, (rows, tokens) in zip(batch.section("shared_groups"), groups, strict=False):
+        line[:] = (end, end + len(rows), tokens)
+        end += len(rows)
 
 
 def _fill_tokens(batch: StepBatch, rows: Sequence[Row], dummy_slot: int, *, decode_only: bool) -> None:

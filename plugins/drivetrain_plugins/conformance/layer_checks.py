@@ -19,6 +19,7 @@ from drivetrain_plugins.conformance.paged_rows import TESTED_LAYER, Kind, PagedR
 from drivetrain_plugins.conformance.subject import Subject, torch_dtype
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, PagedAttention
 from drivetrain_plugins.contract.batch import StepBatch
+from drivetrain_plugins.contract.capabilities import Dtype
 from drivetrain_plugins.contract.communicator import SoleRank
 from drivetrain_plugins.contract.memory import KVCache
 from drivetrain_plugins.contract.model import AttentionSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
@@ -92,43 +93,51 @@ class _Weights:
 def decoder_layers_match(subject: Subject) -> None:
     """Every arrangement of norms, residuals and branches, with and without a pending branch."""
     for dtype, name, pending in itertools.product(subject.parts.capabilities.dtypes, _VARIANTS, (True, False)):
-        spec = _VARIANTS[name]
-        weights = _Weights(subject, spec)
-        residual_TD, delta_TD = subject.randn(_TOKENS, _HIDDEN), subject.randn(_TOKENS, _HIDDEN)
-        kv_dtypes = subject.capabilities.kv_dtypes
-        kind = Kind(
-            spec=spec.mixer,
-            dtype=dtype,
-            kv_dtype=dtype if dtype in kv_dtypes else kv_dtypes[0],
-            page_size=min(subject.capabilities.page_sizes),
-        )
-        rows = PagedRows(subject, kind, num_slots=1, num_pages=8)
-        step = StepContext(
-            attention=rows.device.attention,
-            plan=rows.plan([(0, _TOKENS)]),
-            cache=rows.cache,
-            communicator=rows.device.communicator,
-        )
-        dense = StepContext(attention=_DenseAttention(), plan=None, cache=rows.cache, communicator=SoleRank())
+        _match(subject, dtype, name, pending=pending)
 
-        def run(
-            ops: Ops,
-            put: Put,
-            step: StepContext,
-            weights: _Weights = weights,
-            rows: PagedRows = rows,
-            streams: tuple[torch.Tensor, torch.Tensor] = (residual_TD, delta_TD),
-            pending: bool = pending,
-        ) -> torch.Tensor:
-            layer = weights.on(ops, put, rows.layers[TESTED_LAYER])
-            delta, residual = ops.decoder_layer(put(streams[1]) if pending else None, put(streams[0]), layer, step)
-            return residual if delta is None else residual + delta
 
-        typed = torch_dtype(dtype)
-        truth = run(Ops(), lambda host, typed=typed: host.to(typed).float(), dense)
-        plain = run(Ops(), lambda host, typed=typed: host.to(typed), dense)
-        subject.poison(_TOKENS * _HIDDEN, dtype)
-        got = subject.get(run(rows.device.ops, lambda host, typed=typed: subject.put(host.to(typed)), step))
-        rows.close()
-        what = f"ops.decoder_layer ({name}, pending {pending}) in {dtype}"
-        require_close(got, truth, GATES[dtype], what, plain=plain)
+@check()
+def decoder_layers_keep_only_the_wanted_tokens(subject: Subject) -> None:
+    """The last layer's results are wanted for some tokens only, in any order; all tokens are attended to."""
+    for dtype, name, pending in itertools.product(subject.parts.capabilities.dtypes, _VARIANTS, (True, False)):
+        for keep in ((_TOKENS - 1,), (3, 17, 8), (5, 5, 0, 20)):
+            _match(subject, dtype, name, pending=pending, keep=keep)
+
+
+def _match(subject: Subject, dtype: Dtype, name: str, *, pending: bool, keep: tuple[int, ...] | None = None) -> None:
+    """Judge one layer; `keep` are the tokens that are wanted."""
+    spec = _VARIANTS[name]
+    weights = _Weights(subject, spec)
+    residual_TD, delta_TD = subject.randn(_TOKENS, _HIDDEN), subject.randn(_TOKENS, _HIDDEN)
+    kv_dtypes = subject.capabilities.kv_dtypes
+    kind = Kind(
+        spec=spec.mixer,
+        dtype=dtype,
+        kv_dtype=dtype if dtype in kv_dtypes else kv_dtypes[0],
+        page_size=min(subject.capabilities.page_sizes),
+    )
+    rows = PagedRows(subject, kind, num_slots=1, num_pages=8)
+    step = StepContext(
+        attention=rows.device.attention,
+        plan=rows.plan([(0, _TOKENS)]),
+        cache=rows.cache,
+        communicator=rows.device.communicator,
+    )
+    dense = StepContext(attention=_DenseAttention(), plan=None, cache=rows.cache, communicator=SoleRank())
+
+    def run(ops: Ops, put: Put, step: StepContext, keep_K: torch.Tensor | None) -> torch.Tensor:
+        layer = weights.on(ops, put, rows.layers[TESTED_LAYER])
+        pending_TD = put(delta_TD) if pending else None
+        delta, residual = ops.decoder_layer(pending_TD, put(residual_TD), layer, step, keep_K)
+        return residual if delta is None else residual + delta
+
+    typed = torch_dtype(dtype)
+    keep_K = None if keep is None else torch.tensor(keep)
+    truth = run(Ops(), lambda host: host.to(typed).float(), dense, keep_K)
+    plain = run(Ops(), lambda host: host.to(typed), dense, keep_K)
+    subject.poison(_TOKENS * _HIDDEN, dtype)
+    on_device = None if keep_K is None else subject.put(keep_K)
+    got = subject.get(run(rows.device.ops, lambda host: subject.put(host.to(typed)), step, on_device))
+    rows.close()
+    what = f"ops.decoder_layer ({name}, pending {pending}, keep {keep}) in {dtype}"
+    require_close(got, truth, GATES[dtype], what, plain=plain)

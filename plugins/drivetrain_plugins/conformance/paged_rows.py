@@ -118,21 +118,41 @@ class PagedRows:
         batch = pack(rows, shape, Packing(page_size=self.page_size, dummy_slot=self.slots.dummy_slot))
         return self.device.attention.plan(self.inputs(batch), shape, batch, self.cache)
 
-    def step(self, step: Sequence[tuple[int, int]], *, policy: ShapePolicy | None = None, scale: float = 1.0) -> None:
+    def share(self, source: int, target: int, num_pages: int) -> None:
+        """Begin a slot's sequence with the first pages of another one."""
+        self.pages[target] = self.pages[source][:num_pages]
+        self._told[target] = 0
+        self.history[target] = self.history[source][: num_pages * self.page_size]
+
+    def step(
+        self,
+        step: Sequence[tuple[int, int]],
+        *,
+        policy: ShapePolicy | None = None,
+        scale: float = 1.0,
+        groups: Sequence[tuple[Sequence[int], int]] = (),
+        padded_groups: int = 0,
+    ) -> None:
         """Give (slot, new tokens) rows random projections and judge what attention returns.
 
         Args:
             policy: pads the step; nothing is padded without.
             scale: of the projections.
+            groups: (row indices, pages of the common prefix) that the step tells, padded to `padded_groups`.
 
         Raises:
             Violation: the output is wrong, or padding is not finite.
         """
         rows = self.rows(step)
         shape = padded_shape(rows, policy or ShapePolicy(), self.page_size)
-        packing = Packing(page_size=self.page_size, dummy_slot=self.slots.dummy_slot)
+        packing = Packing(
+            page_size=self.page_size,
+            dummy_slot=self.slots.dummy_slot,
+            groups=[(members, pages * self.page_size) for members, pages in groups],
+            padded_groups=padded_groups,
+        )
         batch = pack(rows, shape, packing)
-        shape = replace(shape, pages=batch.max_pages)
+        shape = replace(shape, pages=batch.max_pages, shared_groups=padded_groups)
         qkv_TX = self.projections(shape.tokens, scale)
         inputs = self.inputs(batch)
         plan = self.device.attention.plan(inputs, shape, batch, self.cache)

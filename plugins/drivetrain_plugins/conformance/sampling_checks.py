@@ -107,7 +107,13 @@ def prepare_matches(subject: Subject) -> None:
                 rows.append(Row(slot=slot, start=start, ids=ids, new_pages=pages[:1], admitted=admitted))
                 lengths[slot] += count
             biases = [(0, 3, 1.5, LAST_TOKEN), (0, 7, float("-inf"), 4)]
-            packing = Packing(page_size=_PAGE, dummy_slot=_SLOTS, biases=biases if name == "mixed" else ())
+            packing = Packing(
+                page_size=_PAGE,
+                dummy_slot=_SLOTS,
+                biases=biases if name == "mixed" else (),
+                groups=[((1, 3, 0), _PAGE)],
+                padded_groups=2 if name == "decode" else 0,
+            )
             batch = pack(rows, padded_shape(rows, policy, _PAGE), packing)
             packed = torch.full((batch.layout.size + 8,), -9, dtype=torch.int32, device=subject.device.torch_device)
             subject.stage(batch.packed, packed)
@@ -121,7 +127,12 @@ def _same_inputs(subject: Subject, got: StepInputs, expected: StepInputs, what: 
     for name in (field.name for field in fields(StepInputs)):
         if name == "page_table_SP":
             continue
-        mine, theirs = subject.get(getattr(got, name)), getattr(expected, name)
+        mine, theirs = getattr(got, name), getattr(expected, name)
+        if theirs is None:
+            require(mine is None, f"{what}: {name} is there, expected None")
+            continue
+        require(mine is not None, f"{what}: {name} is None, expected {listed(theirs.flatten()[:12])}")
+        mine = subject.get(mine)
         require(mine.dtype == theirs.dtype, f"{what}: {name} is {mine.dtype}, expected {theirs.dtype}")
         require(
             mine.shape == theirs.shape, f"{what}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from drivetrain_plugins.contract.attention import PagedAttention
 from drivetrain_plugins.contract.capabilities import Capabilities
 from drivetrain_plugins.contract.communicator import Communicator
-from drivetrain_plugins.contract.executor import Executor, ExecutorLimits
+from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Progress
 from drivetrain_plugins.contract.memory import Allocator
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import Ops
@@ -60,6 +60,21 @@ class Device(ABC):
         """Reasons why this model under these limits cannot be served; empty if it can. Said before work begins."""
         return capability_gaps(self.capabilities, spec, limits)
 
+    def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
+        """Start compiling the kernels that this model needs, in threads of the backend's own, while weights load.
+
+        Called once, before `allocator.reserve`. `progress` is called only before this returns and while the returned
+        function runs, in the thread that called it.
+
+        Args:
+            spec: this rank's share of the model.
+
+        Returns:
+            What waits until every kernel is there, and raises what went wrong. Called once, before the first step.
+        """
+        del spec, limits, progress
+        return _nothing_to_do
+
     def classify(self, error: Exception) -> BackendError | None:
         """What an exception out of an op or a runtime call means, or None if it is a bug and not the device's state.
 
@@ -92,6 +107,10 @@ class Backend(ABC):
         Raises:
             BackendError: it cannot be opened; the message says why and what to do.
         """
+
+
+def _nothing_to_do() -> None:
+    """Without kernels to compile there is nothing to wait for."""
 
 
 def capability_gaps(capabilities: Capabilities, spec: DecoderSpec, limits: ExecutorLimits) -> list[str]:

@@ -3,7 +3,8 @@
 Request state lives on the device in numbered slots, so a step only carries what changed. The packed buffer has fixed
 sections, whose sizes are a `BatchLayout`; a captured graph reads them at fixed offsets.
 
-R rows, T tokens, K sampled rows, U page-table updates, S slot updates, N logit biases, C columns of slot parameters.
+R rows, T tokens, K sampled rows, G groups of rows with a shared prefix, U page-table updates, S slot updates, N logit
+biases, C columns of slot parameters.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class BatchLayout:
         page_updates: U. Padding updates write the null page into the dummy slot.
         slot_updates: S. Padding updates write the dummy slot.
         biases: N. Padding biases add 0 to row 0.
+        shared_groups: G, padding included; 0 leaves both sections about shared prefixes empty.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class BatchLayout:
     page_updates: int
     slot_updates: int = 0
     biases: int = 0
+    shared_groups: int = 0
 
     @property
     def sections(self) -> tuple[tuple[str, int, int], ...]:
@@ -71,6 +74,8 @@ def _sections(layout: BatchLayout) -> tuple[tuple[str, int, int], ...]:
         ("token_ids", layout.tokens),
         ("token_row", layout.tokens),
         ("sample_row", layout.samples),
+        ("shared_rows", layout.rows if layout.shared_groups else 0),
+        ("shared_groups", layout.shared_groups * 3),
         ("page_updates", layout.page_updates * 3),
         ("slot_updates", layout.slot_updates * (1 + NUM_SLOT_COLUMNS)),
         ("biases", layout.biases * 4),
@@ -128,7 +133,12 @@ class StepBatch:
     - query_start (R + 1): where the row's tokens begin in the flat token list.
     - token_ids (T): ids, or LAST_TOKEN.
     - token_row (T): row of each token.
-    - sample_row (K): rows that sample; their last token's logits are used. Padding repeats row R - 1.
+    - sample_row (K): rows that sample; their last token's logits are used. Padding repeats row R - 1; in a captured
+      step with decode rows only, sample i is row i, padding included.
+    - shared_rows (R or 0): all rows in an order in which those of each group below stand together.
+    - shared_groups (G, 3): first and behind the last of the group's rows, as places in `shared_rows`, and the number of
+      tokens that they share: a multiple of the page size, less than any of their key lengths. These rows have one token
+      in this step each, and the same leading entries in the page table. Padding groups have no rows.
     - page_updates (U, 3): (slot, index, page), applied to the page table before anything reads it.
     - slot_updates (S, 1 + C): slot and its parameters, for slots that were newly assigned.
     - biases (N, 4): (index in sample_row, token, float32 bits, last): added to a logit if `last` is -1 or is the slot's
@@ -177,6 +187,7 @@ class StepBatch:
 def unpack(packed: Int32Array, layout: BatchLayout) -> dict[str, Int32Array]:
     """The sections of a packed numpy buffer as views."""
     views = {name: packed[offset : offset + length] for name, offset, length in layout.sections}
+    views["shared_groups"] = views["shared_groups"].reshape(-1, 3)
     views["page_updates"] = views["page_updates"].reshape(-1, 3)
     views["slot_updates"] = views["slot_updates"].reshape(-1, 1 + NUM_SLOT_COLUMNS)
     views["biases"] = views["biases"].reshape(-1, 4)

@@ -86,7 +86,8 @@ class Allocator(ABC):
     """Pages of keys and values.
 
     The order at start-up is `reserve`, then weights are loaded and steps warmed up (they may use the reserved null page
-    and warm-up pages), then `plan` measures what is left, then `commit`.
+    and warm-up pages), then `plan` measures what is left, then `commit`. An engine that sleeps commits the fewest pages
+    and, to wake, as many as before.
     """
 
     @abstractmethod
@@ -107,7 +108,10 @@ class Allocator(ABC):
 
     @abstractmethod
     def commit(self, cache: KVCache, num_pages: int) -> None:
-        """Make `num_pages` pages usable, in place. Captured graphs stay valid.
+        """Make exactly `num_pages` pages usable, in place. Captured graphs stay valid.
+
+        May be called again with more or fewer pages, at least 2, while no step is under way. Pages that stay keep their
+        content; those past `num_pages` lose theirs, and their memory is given back where the device can.
 
         Raises:
             OutOfMemory: they do not fit any more.

@@ -67,6 +67,11 @@ class StepContext:
     communicator: Communicator
 
 
+def kept(x_TD: torch.Tensor, keep_K: torch.Tensor | None) -> torch.Tensor:
+    """The rows of `keep_K`, (K, D); everything if it is None."""
+    return x_TD if keep_K is None else x_TD.index_select(0, keep_K)
+
+
 class Ops:
     """Torch reference of every op. Stateless but for what a backend adds."""
 
@@ -120,38 +125,55 @@ class Ops:
         inner = self.activate_gate(inner, spec.activation) if spec.gated else self.activate(inner, spec.activation)
         return self.linear(inner, down)
 
-    def mix(self, x_TD: torch.Tensor, layer: LayerWeights, step: StepContext) -> torch.Tensor:
-        """The attention part: projections, paged attention, output projection; before its all-reduce."""
-        qkv_TX = self.linear(x_TD, layer.qkv)
-        return self.linear(step.attention.attention(qkv_TX, layer.attention, step.cache, step.plan), layer.out)
+    def mix(
+        self, x_TD: torch.Tensor, layer: LayerWeights, step: StepContext, keep_K: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The attention part: projections, paged attention, output projection; before its all-reduce.
+
+        Args:
+            keep_K: as in `decoder_layer`: only these tokens are projected out.
+        """
+        mixed_TX = step.attention.attention(self.linear(x_TD, layer.qkv), layer.attention, step.cache, step.plan)
+        return self.linear(kept(mixed_TX, keep_K), layer.out)
 
     def decoder_layer(
-        self, delta_TD: torch.Tensor | None, residual_TD: torch.Tensor, layer: LayerWeights, step: StepContext
+        self,
+        delta_TD: torch.Tensor | None,
+        residual_TD: torch.Tensor,
+        layer: LayerWeights,
+        step: StepContext,
+        keep_K: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """One decoder layer.
 
         The residual stream is `residual + delta`: the last branch is added by the next norm, so that a backend can
         fuse the two. Both may be overwritten.
 
+        Args:
+            keep_K: int64 indices of the only tokens whose results are wanted, or None for all. Keys and values of all
+                tokens are written all the same.
+
         Returns:
-            (delta, residual) for the next layer.
+            (delta, residual) for the next layer, of all tokens or of the kept ones in the order of `keep_K`.
         """
         spec = layer.spec
         reduce = step.communicator.all_reduce
         if spec.parallel != "no":
             x_TD, residual_TD = self._enter(delta_TD, residual_TD, layer.norms.get("attn_norm"))
+            mixed_TD = self.mix(x_TD, layer, step, keep_K)
+            x_TD, residual_TD = kept(x_TD, keep_K), kept(residual_TD, keep_K)
             mlp_in_TD = x_TD if spec.parallel == "shared" else self.norm(residual_TD, layer.norms["mlp_norm"])
-            total_TD = self.mix(x_TD, layer, step) + self.mlp(mlp_in_TD, spec.mlp, layer.up, layer.down)
+            total_TD = mixed_TD + self.mlp(mlp_in_TD, spec.mlp, layer.up, layer.down)
             return self._leave(reduce(total_TD), layer, None), residual_TD
         if spec.sum_norm:
-            mixed_TD = self._leave(reduce(self.mix(residual_TD, layer, step)), layer, None)
-            x_TD, _ = self.add_norm(mixed_TD, residual_TD, layer.norms["attn_norm"])
+            mixed_TD = self._leave(reduce(self.mix(residual_TD, layer, step, keep_K)), layer, None)
+            x_TD, _ = self.add_norm(mixed_TD, kept(residual_TD, keep_K), layer.norms["attn_norm"])
             inner_TD = self._leave(reduce(self.mlp(x_TD, spec.mlp, layer.up, layer.down)), layer, None)
             y_TD, _ = self.add_norm(inner_TD, x_TD, layer.norms["mlp_norm"])
             return None, y_TD
         x_TD, residual_TD = self._enter(delta_TD, residual_TD, layer.norms.get("attn_norm"))
-        delta_TD = self._leave(reduce(self.mix(x_TD, layer, step)), layer, "attn_post_norm")
-        x_TD, residual_TD = self._enter(delta_TD, residual_TD, layer.norms.get("mlp_norm"))
+        delta_TD = self._leave(reduce(self.mix(x_TD, layer, step, keep_K)), layer, "attn_post_norm")
+        x_TD, residual_TD = self._enter(delta_TD, kept(residual_TD, keep_K), layer.norms.get("mlp_norm"))
         delta_TD = reduce(self.mlp(x_TD, spec.mlp, layer.up, layer.down))
         return self._leave(delta_TD, layer, "mlp_post_norm"), residual_TD
 

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
+CapturedSampling = Literal["random", "filters", "penalties"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
@@ -16,7 +18,9 @@ class StepShape:
         tokens: tokens of all rows together.
         pages: upper bound of pages that any row reads.
         decode_only: every row has exactly one token. Equal numbers of rows and tokens do not say so: both are padded.
-        captured: whether this shape is replayed from a captured graph.
+        captured: whether this shape is replayed from a captured graph. A captured step with decode rows only samples
+            every row in order, padding included.
+        shared_groups: groups of rows with a common prefix, padding included; 0 if the step has none.
     """
 
     rows: int
@@ -24,6 +28,7 @@ class StepShape:
     pages: int
     decode_only: bool = False
     captured: bool = False
+    shared_groups: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +41,16 @@ class ShapePolicy:
         padding_side: where a padded prompt is filled up, for devices with dense prompts.
         row_buckets: ascending numbers of rows that a step is padded to; empty pads nothing. A step with padding tokens
             takes one row more, which they belong to.
+        mixed_row_buckets: the same for steps with prefill; empty takes `row_buckets`. Fewer buckets, fewer recordings.
         token_buckets: ascending numbers of tokens that a step with prefill is padded to; empty pads nothing.
         page_buckets: ascending numbers of pages a row; empty pads nothing.
         max_captured_rows: decode steps up to so many rows are captured; 0 captures none.
         max_captured_tokens: steps with prefill up to so many tokens are captured; 0 captures none.
+        captured_sampling: what the sampler may do inside of a recording beside taking the likeliest token, by the names
+            of `SampleFeatures`; a step that asks for more is sampled behind its replay.
+        max_shared_groups: groups of decode rows with a common prefix that a step tells the device; 0 looks for none.
+            Matters only where `capabilities.attention` has "cascade".
+        min_shared_rows, min_shared_tokens: what a group has at least, to be worth its own pass over the prefix.
         sealed: a shape outside the buckets is refused instead of run.
     """
 
@@ -47,10 +58,15 @@ class ShapePolicy:
     max_prefills_per_step: int | None = None
     padding_side: Literal["right", "left"] = "right"
     row_buckets: tuple[int, ...] = ()
+    mixed_row_buckets: tuple[int, ...] = ()
     token_buckets: tuple[int, ...] = ()
     page_buckets: tuple[int, ...] = ()
     max_captured_rows: int = 0
     max_captured_tokens: int = 0
+    captured_sampling: frozenset[CapturedSampling] = frozenset({"random"})
+    max_shared_groups: int = 0
+    min_shared_rows: int = 4
+    min_shared_tokens: int = 256
     sealed: bool = False
 
     def pad(self, *, rows: int, tokens: int, pages: int, decode_only: bool) -> StepShape:
@@ -65,7 +81,8 @@ class ShapePolicy:
         Raises:
             ValueError: the policy is sealed and no bucket is large enough.
         """
-        padded_rows = self._bucket("rows", self.row_buckets, rows)
+        row_buckets = self.row_buckets if decode_only else self.mixed_row_buckets or self.row_buckets
+        padded_rows = self._bucket("rows", row_buckets, rows)
         if decode_only:
             padded_tokens = padded_rows
             captured = 0 < padded_rows <= self.max_captured_rows

@@ -1,7 +1,7 @@
 """Request state that lives on the device between steps, and the inputs that `prepare` makes from it.
 
 S slots (the last is the dummy slot of padding), P page-table columns, V vocabulary, C slot columns, R rows, T tokens,
-K samples.
+K samples, G groups of rows with a shared prefix.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class StepInputs:
         sample_position_K: position of the sampled token; with the seed it decides the noise.
         biases_N4: int32, see `StepBatch`.
         page_table_SP: int32, all slots.
+        shared_rows_R: int32, the rows in an order in which each group's stand together; None without groups.
+        shared_groups_G3: int32 (begin, end, shared tokens) of each group, see `StepBatch`; None without groups.
     """
 
     ids_T: torch.Tensor
@@ -87,6 +89,8 @@ class StepInputs:
     sample_position_K: torch.Tensor
     biases_N4: torch.Tensor
     page_table_SP: torch.Tensor
+    shared_rows_R: torch.Tensor | None = None
+    shared_groups_G3: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """From a packed batch of differences to a step's inputs.
 
-S slots, P page-table columns, R rows, T tokens, K samples, N biases.
+S slots, P page-table columns, R rows, T tokens, K samples, N biases, G groups of rows with a shared prefix.
 """
 
 from __future__ import annotations
@@ -55,4 +55,6 @@ def prepare(packed: torch.Tensor, layout: BatchLayout, slots: SlotState, page_si
         sample_position_K=kv_len_R[sample_row_K],
         biases_N4=part["biases"].view(-1, 4),
         page_table_SP=slots.page_table_SP,
+        shared_rows_R=part["shared_rows"] if layout.shared_groups else None,
+        shared_groups_G3=part["shared_groups"].view(-1, 3) if layout.shared_groups else None,
     )
