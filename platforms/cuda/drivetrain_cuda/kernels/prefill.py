@@ -25,6 +25,7 @@ from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.launch import launch
 
 _LOG2E = 1.4426950408889634
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -182,7 +183,10 @@ def _attend_ahead(
     return acc_MD, total_M, peak_M
 
 
-@triton.jit(do_not_specialize=["table_row", "dummy_slot", "window"])
+@triton.jit(
+    do_not_specialize=["table_row", "dummy_slot", "window"],
+    do_not_specialize_on_alignment=["work", "row_slot", "row_start", "query_start", "page_table", "sinks", "alibi"],
+)
 def prefill_kernel(
     q, out, k, v, k_map, v_map, sinks, alibi,
     work, row_slot, row_start, query_start, page_table,
@@ -355,14 +359,16 @@ def prefill_attention(
             f"a prefill plan for blocks of {plan.block_tokens} tokens met a layer that needs"
             f" {_tokens_of_block(config, group)}; plan once for each group and head size"
         )
-    launch = _launch_of(spec, config, k_PSGK, v_PSGK, q_THK.dtype, pdl=pdl)
-    grid = (spec.num_kv_heads * _chunks(config, group), plan.num_items)
-    prefill_kernel[grid](
+    constexprs = _constexprs(spec, config, k_PSGK, v_PSGK)
+    launch(
+        prefill_kernel,
+        (spec.num_kv_heads * _chunks(config, group), plan.num_items),
         q_THK,
         out_THK,
         k_PSGK,
         v_PSGK,
-        *(_maps(k_PSGK, v_PSGK, config) if launch["MAPPED"] else (None, None)),
+        _map(k_PSGK, config) if constexprs["MAPPED"] else None,
+        _map(v_PSGK, config) if constexprs["MAPPED"] else None,
         layer.sinks_H,
         layer.alibi_H,
         plan.work_W2,
@@ -378,7 +384,10 @@ def prefill_attention(
         _scale(spec),
         (spec.soft_cap or 0.0) * _LOG2E,
         spec.window or 0,
-        **launch,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        pdl=pdl,
+        **constexprs,
     )
 
 
@@ -401,19 +410,11 @@ def _scale(spec: AttentionSpec) -> float:
     return spec.scale * _LOG2E * (2.0 / spec.soft_cap if spec.soft_cap else 1.0)
 
 
-def _launch_of(
-    spec: AttentionSpec,
-    config: PrefillConfig,
-    k_PSGK: torch.Tensor,
-    v_PSGK: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    pdl: bool,
-) -> dict[str, object]:
-    """Compile-time parameters and options of a launch."""
-    group = spec.num_heads // spec.num_kv_heads
-    page = k_PSGK.shape[1]
-    options: dict[str, object] = {
+def _constexprs(
+    spec: AttentionSpec, config: PrefillConfig, k_PSGK: torch.Tensor, v_PSGK: torch.Tensor
+) -> dict[str, bool | int | str]:
+    group, page = spec.num_heads // spec.num_kv_heads, k_PSGK.shape[1]
+    return {
         "GROUP": group,
         "PACK": _pack(config, group),
         "HEAD": spec.head_dim,
@@ -427,32 +428,17 @@ def _launch_of(
         "SOFT_CAP": spec.soft_cap is not None,
         "WINDOW": spec.window is not None,
         "MAPPED": config.mapped and config.block_n <= page and _is_mappable(k_PSGK) and _is_mappable(v_PSGK),
-        "PDL": pdl,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
     }
-    if pdl:
-        options["launch_pdl"] = True
-    return options
 
 
 def _is_mappable(x_PSGK: torch.Tensor) -> bool:
-    """Whether pages are a matrix of lines (slot) whose tiles of one head the tensor copy engine can fetch."""
+    """Whether pages are a matrix, one line a slot, of which the tensor copy engine can fetch tiles of one head."""
     _, page, _, size = x_PSGK.shape
-    lines = x_PSGK.stride(0) == page * x_PSGK.stride(1)
-    return lines and x_PSGK.stride(2) == size and triton.next_power_of_2(size) == size and size * x_PSGK.itemsize >= 16
+    is_matrix = x_PSGK.stride(0) == page * x_PSGK.stride(1) and x_PSGK.stride(2) == size
+    return is_matrix and triton.next_power_of_2(size) == size and x_PSGK.stride(1) * x_PSGK.itemsize % 16 == 0
 
 
-def _maps(
-    k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, config: PrefillConfig
-) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Descriptors of (P S, G K) matrices with tiles of one head."""
-    return tuple(  # type: ignore[return-value]
-        TensorDescriptor(
-            x_PSGK,
-            [x_PSGK.shape[0] * x_PSGK.shape[1], x_PSGK.shape[2] * x_PSGK.shape[3]],
-            [x_PSGK.stride(1), 1],
-            [config.block_n, x_PSGK.shape[3]],
-        )
-        for x_PSGK in (k_PSGK, v_PSGK)
-    )
+def _map(x_PSGK: torch.Tensor, config: PrefillConfig) -> TensorDescriptor:
+    """Pages as a (P S, G K) matrix with tiles of one head."""
+    pages, page, heads, size = x_PSGK.shape
+    return TensorDescriptor(x_PSGK, [pages * page, heads * size], [x_PSGK.stride(1), 1], [config.block_n, size])

@@ -34,12 +34,30 @@ def _config(
 
 
 PREFILL_CONFIGS: dict[tuple[str, int, int], PrefillConfig] = {
-    ("sm_90", 64, 2): _config(128, 64, 8, 3),
-    ("sm_90", 128, 2): _config(128, 64, 8, 2),
-    ("sm_90", 256, 2): _config(128, 64, 8, 2),
-    ("sm_90", 64, 4): _config(32, 32, 4, 2),
-    ("sm_90", 128, 4): _config(32, 32, 4, 2),
-    ("sm_90", 256, 4): _config(32, 32, 4, 2),
+    ("sm_80", 64, 2): _config(128, 32, 8, 2),
+    ("sm_80", 128, 2): _config(64, 64, 8, 2),
+    ("sm_80", 256, 2): _config(64, 16, 8, 2),
+    ("sm_80", 64, 4): _config(32, 32, 4, 1),
+    ("sm_80", 128, 4): _config(16, 16, 4, 1),
+    ("sm_80", 256, 4): _config(16, 16, 4, 1),
+    ("sm_90", 64, 2): _config(128, 64, 8, 2, ahead=True, mapped=True),
+    ("sm_90", 128, 2): _config(128, 64, 8, 2, ahead=True, mapped=True),
+    ("sm_90", 256, 2): _config(64, 64, 8, 2),
+    ("sm_90", 64, 4): _config(32, 32, 4, 1),
+    ("sm_90", 128, 4): _config(16, 16, 4, 1),
+    ("sm_90", 256, 4): _config(16, 16, 4, 1),
+    ("sm_100", 64, 2): _config(128, 64, 8, 2, mapped=True),
+    ("sm_100", 128, 2): _config(128, 64, 8, 2, mapped=True),
+    ("sm_100", 256, 2): _config(64, 64, 8, 2),
+    ("sm_100", 64, 4): _config(32, 32, 4, 1),
+    ("sm_100", 128, 4): _config(16, 16, 4, 1),
+    ("sm_100", 256, 4): _config(16, 16, 4, 1),
+    ("sm_120", 64, 2): _config(128, 32, 8, 2),
+    ("sm_120", 128, 2): _config(64, 64, 8, 2),
+    ("sm_120", 256, 2): _config(64, 16, 8, 2),
+    ("sm_120", 64, 4): _config(32, 32, 4, 1),
+    ("sm_120", 128, 4): _config(16, 16, 4, 1),
+    ("sm_120", 256, 4): _config(16, 16, 4, 1),
 }
 """Keys are (architecture, head size padded to a power of two, bytes of an element)."""
 
