@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import pytest
 import torch
+
+from drivetrain_triton.arch import GpuArch
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Each test draws its own random inputs, the same ones in every run."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +41,18 @@ def device() -> torch.device:
 def interpreted(device: torch.device) -> bool:
     """Whether kernels run in the interpreter."""
     return device.type == "cpu"
+
+
+@pytest.fixture(scope="session")
+def arch(device: torch.device) -> GpuArch:
+    """The part that kernels run on; few processors in the interpreter, so that work is split as on a large part."""
+    if device.type == "cpu":
+        return GpuArch(name="interpreter", num_processors=4, shared_bytes=1 << 20)
+    properties = torch.cuda.get_device_properties(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return GpuArch(
+        name=f"sm_{major}{minor}",
+        num_processors=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+        pdl=major >= 9,
+    )

@@ -46,7 +46,7 @@ def repair() -> None:
         if hasattr(_Builder, f"create_{name}"):  # some exist in one Triton version only
             _replace(_Builder, f"create_{name}", _rounding)
     for name in dir(_Builder):
-        if name.startswith("create_fcmp"):
+        if name.startswith(("create_fcmp", "create_icmp")):
             _replace(_Builder, name, _comparing)
     _replace(_Builder, "cast_impl", _casting)
     _replace(_Builder, "create_fp_to_fp", _casting_with_mode)
@@ -59,6 +59,8 @@ def repair() -> None:
     # The device's minimum and maximum return the operand that is a number.
     _Builder.create_minnumf = _rounding(lambda self, a, b: self.binary_op(a, b, np.fmin))
     _Builder.create_maxnumf = _rounding(lambda self, a, b: self.binary_op(a, b, np.fmax))
+    # A device overflows and divides by zero without a word.
+    triton_interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(triton_interpreter.GridExecutor.__call__)
     triton_interpreter._patch_lang_tensor = _with_scalar_index(triton_interpreter._patch_lang_tensor)
     _Builder.drivetrain_repaired = True
 
@@ -104,10 +106,10 @@ def _rounding(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _comparing(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation whose result is not a float."""
+    """An operation whose result is a truth value, and is of that type: as a float it would be spread as one."""
 
     def compare(self: Any, *args: Any) -> Any:
-        return operation(self, *map(_wide_handle, args))
+        return _Handle(operation(self, *map(_wide_handle, args)).data, tl.int1)
 
     return compare
 

@@ -63,7 +63,8 @@ class Variant:
     def key(self) -> tuple[Any, ...]:
         """Equal for variants that compile to the same code."""
         named = tuple(sorted((name, str(value)) for name, value in (*self.constexprs.items(), *self.options.items())))
-        return id(self.kernel), tuple(map(_specialised, self.args)), named, self.num_warps, self.num_stages, self.pdl
+        args = tuple(_specialised(arg, parameter) for arg, parameter in zip(self.args, self.kernel.params, strict=False))
+        return id(self.kernel), args, named, self.num_warps, self.num_stages, self.pdl
 
     @property
     def launch_options(self) -> dict[str, Any]:
@@ -80,13 +81,15 @@ class Variant:
         return f"{name}({types}) with {dict(self.constexprs)}, {self.num_warps} warps"
 
 
-def _specialised(arg: Argument) -> tuple[Any, ...]:
-    if isinstance(arg, torch.Tensor):
-        return arg.dtype, arg.data_ptr() % 16 == 0
-    if isinstance(arg, torch.dtype):
-        return arg, True
+def _specialised(arg: Argument, parameter: Any) -> tuple[Any, ...]:
+    """What of an argument the compiled code depends on. `parameter` is Triton's description of it."""
+    if isinstance(arg, torch.Tensor | torch.dtype):
+        aligned = isinstance(arg, torch.dtype) or arg.data_ptr() % 16 == 0
+        dtype = arg.dtype if isinstance(arg, torch.Tensor) else arg
+        return dtype, aligned or parameter.do_not_specialize_on_alignment or parameter.do_not_specialize
     if isinstance(arg, int) and not isinstance(arg, bool):
-        return int, arg == 1, arg % 16 == 0, -(1 << 31) <= arg < 1 << 31
+        fits = -(1 << 31) <= arg < 1 << 31
+        return (int, fits) if parameter.do_not_specialize else (int, fits, arg == 1, arg % 16 == 0)
     return (type(arg),)
 
 

@@ -1,0 +1,181 @@
+"""The likeliest token of each row, or one drawn from the softmax, over the vocabulary in parts.
+
+K rows, V vocabulary, S slots, C slot columns, P parts of the vocabulary.
+"""
+
+# Relaxed: Triton's language is untyped.
+# pyright: basic
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from drivetrain_plugins.contract.batch import SEED_HIGH, SEED_LOW, TEMPERATURE
+from drivetrain_plugins.contract.slots import SlotState, StepInputs
+from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.launch import launch
+from drivetrain_triton.sampling.filters import is_kept
+from drivetrain_triton.sampling.noise import gumbel_noise, noise_key
+
+_BLOCK = 1024
+_MAX_PARTS = 256
+_PROGRAMS_A_PROCESSOR = 2
+
+_TEMPERATURE = tl.constexpr(TEMPERATURE)
+_SEED_LOW = tl.constexpr(SEED_LOW)
+_SEED_HIGH = tl.constexpr(SEED_HIGH)
+
+
+@triton.jit
+def better(value, token, best, best_token):
+    """The larger value with its token; of equal ones what was best before, whose id is lower."""
+    wins = value > best
+    return tl.where(wins, value, best), tl.where(wins, token, best_token)
+
+
+@triton.jit
+def best_of_block(value, token):
+    """The largest value and the lowest id that has it."""
+    largest = tl.max(value, axis=0)
+    return largest, tl.min(tl.where(value == largest, token, 0x7FFFFFFF), axis=0)
+
+
+@triton.jit(do_not_specialize=["blocks_a_part"])
+def draw_kernel(
+    logits_KV,
+    slot_K,
+    position_K,
+    params_SC,
+    bounds_K4,
+    partial_value_KP,
+    partial_token_KP,
+    arrived_K,
+    counts_SV,
+    last_token_S,
+    ids_K,
+    V,
+    blocks_a_part,
+    C: tl.constexpr,
+    RANDOM: tl.constexpr,
+    FILTERED: tl.constexpr,
+    COUNTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A part of one row's vocabulary a program; the last program of a row compares the parts.
+
+    Source: Gumbel-max sampling: the largest logit plus Gumbel noise is a draw from the softmax.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    k, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    row = logits_KV + k.to(tl.int64) * V
+    slot = tl.load(slot_K + k)
+    params = params_SC + slot * C
+    temperature = 0.0
+    if RANDOM:
+        temperature = tl.load(params + _TEMPERATURE).to(tl.float32, bitcast=True)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    best_token = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
+    first = part * blocks_a_part
+    last = tl.minimum(first + blocks_a_part, tl.cdiv(V, BLOCK))
+    if temperature > 0.0:
+        key = noise_key(tl.load(params + _SEED_LOW), tl.load(params + _SEED_HIGH), tl.load(position_K + k))
+        for block in range(first, last):
+            token = block * BLOCK + tl.arange(0, BLOCK)
+            value = tl.div_rn(tl.load(row + token, token < V, other=float("-inf")), temperature)
+            noisy = value + gumbel_noise(token, key)
+            if FILTERED:
+                noisy = tl.where(is_kept(value, token, bounds_K4 + k * 4), noisy, float("-inf"))
+            best, best_token = better(noisy, token, best, best_token)
+    else:
+        for block in range(first, last):
+            token = block * BLOCK + tl.arange(0, BLOCK)
+            value = tl.load(row + token, token < V, other=float("-inf"))
+            best, best_token = better(value, token, best, best_token)
+    largest, largest_token = best_of_block(best, best_token)
+    mine = k * MAX_PARTS + part
+    tl.store(partial_value_KP + mine, largest)
+    tl.store(partial_token_KP + mine, largest_token)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_K + k, 1, sem="acq_rel") == parts - 1:
+        others = tl.arange(0, MAX_PARTS)
+        places = k * MAX_PARTS + others
+        values = tl.load(partial_value_KP + places, others < parts, other=float("-inf"), cache_modifier=".cg")
+        tokens = tl.load(partial_token_KP + places, others < parts, other=0x7FFFFFFF, cache_modifier=".cg")
+        _, winner = best_of_block(values, tokens)
+        # Nothing is larger than minus infinity in a row of that, or of NaN.
+        chosen = tl.where(winner < V, winner, 0)
+        tl.store(ids_K + k, chosen)
+        tl.store(last_token_S + slot, chosen)
+        if COUNTED:
+            tl.atomic_add(counts_SV + slot * V + chosen, 1, sem="relaxed")
+        tl.store(arrived_K + k, 0)
+
+
+class DrawScratch:
+    """What the parts of a row leave for its last program. Steps on one stream share it."""
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def of(self, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(values, tokens, arrivals) for so many rows; arrivals are zero between steps."""
+        for buffers in self._buffers:
+            if buffers[2].shape[0] >= rows:
+                return buffers
+        # Smaller buffers stay: captured steps write to their addresses.
+        rows = triton.next_power_of_2(rows)
+        values = torch.empty((rows, _MAX_PARTS), dtype=torch.float32, device=device)
+        tokens = torch.empty((rows, _MAX_PARTS), dtype=torch.int32, device=device)
+        self._buffers.append((values, tokens, torch.zeros(rows, dtype=torch.int32, device=device)))
+        return self._buffers[-1]
+
+
+def draw(
+    logits_KV: torch.Tensor,
+    inputs: StepInputs,
+    slots: SlotState,
+    scratch: DrawScratch,
+    arch: GpuArch,
+    *,
+    random: bool,
+    bounds_K4: torch.Tensor | None,
+    counted: bool,
+) -> torch.Tensor:
+    """Choose a token of each row and write it to the row's slot.
+
+    Args:
+        logits_KV: float32, contiguous; not changed.
+        random: rows with a temperature draw; otherwise all take the likeliest token.
+        bounds_K4: what filters leave of each row, from `filters.bounds`, or None for everything.
+        counted: add the token to the slot's counts.
+
+    Returns:
+        (K,) int32.
+    """
+    rows, vocab_size = logits_KV.shape
+    blocks = triton.cdiv(vocab_size, _BLOCK)
+    wanted = max(1, _PROGRAMS_A_PROCESSOR * arch.num_processors // rows)
+    blocks_a_part = triton.cdiv(blocks, min(blocks, wanted, _MAX_PARTS))
+    values, tokens, arrived = scratch.of(rows, logits_KV.device)
+    ids_K = torch.empty(rows, dtype=torch.int32, device=logits_KV.device)
+    counts_SV = slots.ensure_counts()[0] if counted else None
+    per_row = (logits_KV, inputs.sample_slot_K, inputs.sample_position_K, slots.params_SC, bounds_K4)
+    launch(
+        draw_kernel,
+        (rows, triton.cdiv(blocks, blocks_a_part)),
+        *(*per_row, values, tokens, arrived, counts_SV, slots.last_token_S, ids_K, vocab_size, blocks_a_part),
+        pdl=arch.pdl,
+        C=slots.params_SC.shape[1],
+        RANDOM=random,
+        FILTERED=bounds_K4 is not None,
+        COUNTED=counted,
+        BLOCK=_BLOCK,
+        MAX_PARTS=_MAX_PARTS,
+    )
+    return ids_K
