@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+
 from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
 from drivetrain_cuda.tables.prefill import PrefillConfig
-
 from drivetrain_plugins.contract.shapes import StepShape
-from prefill_case import PrefillCase, make_layer, relative_l2
+from gpu_kernels.closeness import GATES, relative_l2
+from gpu_kernels.prefill_case import PrefillCase, make_layer
 
-GATES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 TINY = PrefillConfig(block_m=32, block_n=16, num_warps=4, num_stages=2)
 """Blocks so small that a short prompt has many of each kind."""
+AHEAD = replace(TINY, ahead=True)
 ROWS = [(5, 1), (0, 33), (15, 2), (31, 18), (16, 1), (0, 2), (64, 17)]
 
 
@@ -58,22 +61,16 @@ def check(case: PrefillCase, out_THK: torch.Tensor) -> None:
         assert (out_THK[first:] == 0).all()
 
 
-@pytest.fixture(autouse=True)
-def fresh(request: pytest.FixtureRequest) -> None:
-    """New random numbers for every test, the same in every run."""
-    torch.manual_seed(sum(request.node.name.encode()))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("page", [16, 32])
-def test_types_and_pages(device: torch.device, dtype: torch.dtype, page: int) -> None:
+@pytest.mark.parametrize(("page", "config"), [(16, TINY), (32, AHEAD)])
+def test_types_and_pages(device: torch.device, dtype: torch.dtype, page: int, config: PrefillConfig) -> None:
     case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, dtype=dtype, page=page, padding=3)
-    check(case, run(case))
+    check(case, run(case, config=config))
 
 
-@pytest.mark.parametrize("captured", [False, True])
-def test_block_wider_than_page(device: torch.device, captured: bool) -> None:
-    config = PrefillConfig(block_m=32, block_n=64, num_warps=4, num_stages=2)
+@pytest.mark.parametrize(("captured", "ahead"), [(False, False), (True, True)])
+def test_block_wider_than_page(device: torch.device, captured: bool, ahead: bool) -> None:
+    config = PrefillConfig(block_m=32, block_n=64, num_warps=4, num_stages=2, ahead=ahead)
     case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=16, padding=5)
     check(case, run(case, config=config, captured=captured))
 
@@ -107,10 +104,11 @@ def test_groups(device: torch.device, group: int, kv_heads: int) -> None:
     ],
     ids=str,
 )
-def test_features(device: torch.device, features: dict[str, object]) -> None:
+@pytest.mark.parametrize("config", [TINY, AHEAD], ids=["here", "ahead"])
+def test_features(device: torch.device, features: dict[str, object], config: PrefillConfig) -> None:
     layer = make_layer(device=device, group=3, **features)  # type: ignore[arg-type]
     case = PrefillCase(layer=layer, rows=ROWS, device=device, page=16, dtype=torch.float32, padding=2)
-    check(case, run(case))
+    check(case, run(case, config=config))
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -124,11 +122,11 @@ def test_head_major_pages(device: torch.device) -> None:
     check(case, run(case))
 
 
-@pytest.mark.parametrize("page", [16, 32])
-def test_tensor_maps(device: torch.device, page: int) -> None:
+@pytest.mark.parametrize(("page", "ahead"), [(16, False), (16, True), (32, True)])
+def test_tensor_maps(device: torch.device, page: int, ahead: bool) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("tensor maps need sm_90")
-    config = PrefillConfig(block_m=64, block_n=16, num_warps=4, num_stages=2, mapped=True)
+    config = PrefillConfig(block_m=64, block_n=16, num_warps=4, num_stages=2, mapped=True, ahead=ahead)
     case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=page, padding=3)
     check(case, run(case, config=config))
 

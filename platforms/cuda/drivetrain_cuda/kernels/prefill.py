@@ -25,9 +25,12 @@ from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.launch import launch
 
 _LOG2E = 1.4426950408889634
 LOG2E = tl.constexpr(1.4426950408889634)
+BORDER = 64
+"""Keys of a masked block, at most: masks cost registers, and narrow blocks hide fewer keys."""
 HIDDEN = tl.constexpr(-1.0e30)
 """Score of a masked key. Finite, so that a block without one visible key makes no NaN; what such a block adds is
 multiplied by exactly 0 when the row's first visible key arrives, and every row sees at least itself."""
@@ -71,49 +74,62 @@ def _load_block(
 
 
 @triton.jit
+def _products(q_MD, k_ND, PRECISION: tl.constexpr):
+    """(M, N) raw scores."""
+    return tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
+
+
+@triton.jit
+def _weights(
+    s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Unnormalised softmax of raw scores: (weights, new total, new peak, decay of what came before)."""
+    key_N = first + tl.arange(0, s_MN.shape[1])
+    if SOFT_CAP:
+        # cap * tanh(s / cap), with 2 log2(e) / cap already in `scale`: right in the limit where exp2 overflows.
+        s_MN = soft_cap * (1.0 - 2.0 / (tl.exp2(s_MN * scale) + 1.0))
+    elif MASKED or slope_M is not None:
+        s_MN = s_MN * scale
+    if slope_M is not None:
+        s_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
+    if MASKED:
+        visible_MN = key_N[None, :] <= position_M[:, None]
+        if WINDOW:
+            visible_MN &= key_N[None, :] > position_M[:, None] - window
+        s_MN = tl.where(visible_MN, s_MN, HIDDEN)
+    if SOFT_CAP or MASKED or slope_M is not None:
+        new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1))
+        p_MN = tl.exp2(s_MN - new_peak_M[:, None])
+    else:
+        # Scores are raw still: scaling folds into the subtraction.
+        new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1) * scale)
+        p_MN = tl.exp2(s_MN * scale - new_peak_M[:, None])
+    decay_M = tl.exp2(peak_M - new_peak_M)
+    return p_MN, total_M * decay_M + tl.sum(p_MN, 1), new_peak_M, decay_M
+
+
+@triton.jit
 def _attend(
     acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
     begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
     HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
     SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, MAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Attend keys [begin, end), `begin` a multiple of the block; scores are in units of log2."""
+    """Attend keys [begin, end), `begin` a multiple of the block."""
     D: tl.constexpr = q_MD.shape[1]
     slot_N = tl.arange(0, BLOCK_N)
-    # Pages are read one block early: waiting for them would stall the issue of products.
+    # Pages are read one step early: waiting for them would stall the issue of products.
     page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
     for first in tl.range(begin, end, BLOCK_N):
         k_ND = _load_block(
             k, k_map, page, first, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
         )  # fmt: skip
-        s_MN = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
-
-        scaled: tl.constexpr = SOFT_CAP or MASKED or slope_M is not None
-        if SOFT_CAP:
-            # cap * tanh(s / cap), with 2 log2(e) / cap already in `scale`: right in the limit where exp2 overflows.
-            s_MN = soft_cap * (1.0 - 2.0 / (tl.exp2(s_MN * scale) + 1.0))
-        elif scaled:
-            s_MN = s_MN * scale
-        key_N = first + slot_N
-        if slope_M is not None:
-            s_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
-        if MASKED:
-            visible_MN = key_N[None, :] <= position_M[:, None]
-            if WINDOW:
-                visible_MN &= key_N[None, :] > position_M[:, None] - window
-            s_MN = tl.where(visible_MN, s_MN, HIDDEN)
-
-        if scaled:
-            new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1))
-            p_MN = tl.exp2(s_MN - new_peak_M[:, None])
-        else:
-            new_peak_M = tl.maximum(peak_M, tl.max(s_MN, 1) * scale)
-            p_MN = tl.exp2(s_MN * scale - new_peak_M[:, None])
-        decay_M = tl.exp2(peak_M - new_peak_M)
-        total_M = total_M * decay_M + tl.sum(p_MN, 1)
+        s_MN = _products(q_MD, k_ND, PRECISION)
+        p_MN, total_M, peak_M, decay_M = _weights(
+            s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, MASKED
+        )  # fmt: skip
         acc_MD = acc_MD * decay_M[:, None]
-        peak_M = new_peak_M
-
         # Slots that nothing was written to may hold NaN, and 0 * NaN is NaN: such values are checked out.
         v_ND = _load_block(
             v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, MASKED, MAPPED
@@ -123,15 +139,62 @@ def _attend(
     return acc_MD, total_M, peak_M
 
 
-@triton.jit(do_not_specialize=["table_row", "dummy_slot", "window"])
+@triton.jit
+def _attend_ahead(
+    acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+    begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr,
+):  # fmt: skip
+    """Attend keys [begin, end) without masks and the block at `end` with them; scores are one block ahead.
+
+    The order is what matters: weights of a block are computed while the product of the previous weights and values
+    still runs, because the next wait for a product comes only after them.
+    """
+    D: tl.constexpr = q_MD.shape[1]
+    slot_N = tl.arange(0, BLOCK_N)
+    page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
+    next_page = _page_of(table, begin + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+    k_ND = _load_block(k, k_map, page, begin, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED)
+    s_MN = _products(q_MD, k_ND, PRECISION)
+    for first in tl.range(begin, end, BLOCK_N):
+        p_MN, total_M, peak_M, decay_M = _weights(
+            s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, False
+        )  # fmt: skip
+        p_MN = p_MN.to(q_MD.dtype)
+        k_ND = _load_block(
+            k, k_map, next_page, first + BLOCK_N, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
+        )  # fmt: skip
+        s_MN = _products(q_MD, k_ND, PRECISION)
+        v_ND = _load_block(
+            v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, False, MAPPED
+        )  # fmt: skip
+        # Read again, not handed on: Triton pipelines no loop that carries a value over two steps.
+        page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+        next_page = _page_of(table, first + 2 * BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
+        acc_MD = acc_MD * decay_M[:, None]
+        acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    v_ND = _load_block(v, v_map, page, end, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, True, False)
+    p_MN, total_M, peak_M, decay_M = _weights(
+        s_MN, total_M, peak_M, position_M, slope_M, end, scale, soft_cap, window, SOFT_CAP, WINDOW, True
+    )  # fmt: skip
+    acc_MD = acc_MD * decay_M[:, None]
+    acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    return acc_MD, total_M, peak_M
+
+
+@triton.jit(
+    do_not_specialize=["table_row", "dummy_slot", "window"],
+    do_not_specialize_on_alignment=["work", "row_slot", "row_start", "query_start", "page_table", "sinks", "alibi"],
+)
 def prefill_kernel(
     q, out, k, v, k_map, v_map, sinks, alibi,
     work, row_slot, row_start, query_start, page_table,
     q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row, dummy_slot,
     scale, soft_cap, window,
     GROUP: tl.constexpr, PACK: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr, SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr,
-    MAPPED: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, AHEAD: tl.constexpr, BORDER_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (G * head chunks, work items). See `prefill_attention`."""
     if PDL:
@@ -165,7 +228,7 @@ def prefill_kernel(
     real_M = (query_M < BLOCK_Q) & (first_query + query_M < num_queries) & (member_M < GROUP)
     mask_MD = real_M[:, None] & (d_D < HEAD)[None, :]
     q_MD = tl.load(q + (token_M * q_token + head_M * q_head)[:, None] + d_D[None, :], mask=mask_MD, other=0.0)
-    position_M = start + query_M
+    position_M = tl.where(kv_end > 0, start + query_M, -1)
 
     if sinks is not None:
         # A sink is a key with this score and the value 0.
@@ -184,29 +247,37 @@ def prefill_kernel(
     k += kv_head.to(tl.int64) * k_head
     v += kv_head.to(tl.int64) * v_head
     column = kv_head * HEAD
-    clear = tl.minimum(start + 1, kv_end) // BLOCK_N * BLOCK_N  # keys before it are seen by every query
     begin = 0
     if WINDOW:
-        begin = tl.minimum(tl.maximum(start - window + 1, 0) // BLOCK_N * BLOCK_N, kv_end)
+        begin = tl.minimum(tl.maximum(start - window + 1, 0) // BORDER_N * BORDER_N, kv_end)
         # From the beginning of the last query's window on, nothing hides keys but causality.
         edge = tl.cdiv(tl.maximum(start + BLOCK_Q - window, 0), BLOCK_N) * BLOCK_N
         edge = tl.minimum(tl.maximum(edge, begin), kv_end)
         acc_MD, total_M, peak_M = _attend(
             acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
             begin, edge, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+            HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
         )  # fmt: skip
         begin = tl.cdiv(edge, BLOCK_N) * BLOCK_N
+    # Keys up to the first query's own are seen by every query.
+    clear = begin + tl.maximum(tl.minimum(start + 1, kv_end) - begin, 0) // BLOCK_N * BLOCK_N
+    if AHEAD:
+        acc_MD, total_M, peak_M = _attend_ahead(
+            acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+            begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, MAPPED,
+        )  # fmt: skip
+        clear += BLOCK_N
+    else:
+        acc_MD, total_M, peak_M = _attend(
+            acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
+            begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
+        )  # fmt: skip
     acc_MD, total_M, peak_M = _attend(
         acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
-        begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-        HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
-    )  # fmt: skip
-    begin = tl.maximum(begin, clear)
-    acc_MD, total_M, peak_M = _attend(
-        acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
-        begin, kv_end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-        HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+        clear, kv_end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
+        HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
     )  # fmt: skip
 
     total_M = tl.where(total_M > 0.0, total_M, 1.0)
@@ -288,14 +359,16 @@ def prefill_attention(
             f"a prefill plan for blocks of {plan.block_tokens} tokens met a layer that needs"
             f" {_tokens_of_block(config, group)}; plan once for each group and head size"
         )
-    launch = _launch_of(spec, config, k_PSGK, v_PSGK, q_THK.dtype, pdl=pdl)
-    grid = (spec.num_kv_heads * _chunks(config, group), plan.num_items)
-    prefill_kernel[grid](
+    constexprs = _constexprs(spec, config, k_PSGK, v_PSGK)
+    launch(
+        prefill_kernel,
+        (spec.num_kv_heads * _chunks(config, group), plan.num_items),
         q_THK,
         out_THK,
         k_PSGK,
         v_PSGK,
-        *(_maps(k_PSGK, v_PSGK, config) if launch["MAPPED"] else (None, None)),
+        _map(k_PSGK, config) if constexprs["MAPPED"] else None,
+        _map(v_PSGK, config) if constexprs["MAPPED"] else None,
         layer.sinks_H,
         layer.alibi_H,
         plan.work_W2,
@@ -311,7 +384,10 @@ def prefill_attention(
         _scale(spec),
         (spec.soft_cap or 0.0) * _LOG2E,
         spec.window or 0,
-        **launch,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        pdl=pdl,
+        **constexprs,
     )
 
 
@@ -334,56 +410,35 @@ def _scale(spec: AttentionSpec) -> float:
     return spec.scale * _LOG2E * (2.0 / spec.soft_cap if spec.soft_cap else 1.0)
 
 
-def _launch_of(
-    spec: AttentionSpec,
-    config: PrefillConfig,
-    k_PSGK: torch.Tensor,
-    v_PSGK: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    pdl: bool,
-) -> dict[str, object]:
-    """Compile-time parameters and options of a launch."""
-    group = spec.num_heads // spec.num_kv_heads
-    page = k_PSGK.shape[1]
-    options: dict[str, object] = {
+def _constexprs(
+    spec: AttentionSpec, config: PrefillConfig, k_PSGK: torch.Tensor, v_PSGK: torch.Tensor
+) -> dict[str, bool | int | str]:
+    group, page = spec.num_heads // spec.num_kv_heads, k_PSGK.shape[1]
+    return {
         "GROUP": group,
         "PACK": _pack(config, group),
         "HEAD": spec.head_dim,
         "D": triton.next_power_of_2(spec.head_dim),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
+        "AHEAD": config.ahead,
+        "BORDER_N": min(config.block_n, BORDER),
         "PAGE": page,
         "PRECISION": "ieee",
         "SOFT_CAP": spec.soft_cap is not None,
         "WINDOW": spec.window is not None,
         "MAPPED": config.mapped and config.block_n <= page and _is_mappable(k_PSGK) and _is_mappable(v_PSGK),
-        "PDL": pdl,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
     }
-    if pdl:
-        options["launch_pdl"] = True
-    return options
 
 
 def _is_mappable(x_PSGK: torch.Tensor) -> bool:
-    """Whether pages are a matrix of lines (slot) whose tiles of one head the tensor copy engine can fetch."""
+    """Whether pages are a matrix, one line a slot, of which the tensor copy engine can fetch tiles of one head."""
     _, page, _, size = x_PSGK.shape
-    lines = x_PSGK.stride(0) == page * x_PSGK.stride(1)
-    return lines and x_PSGK.stride(2) == size and triton.next_power_of_2(size) == size and size * x_PSGK.itemsize >= 16
+    is_matrix = x_PSGK.stride(0) == page * x_PSGK.stride(1) and x_PSGK.stride(2) == size
+    return is_matrix and triton.next_power_of_2(size) == size and x_PSGK.stride(1) * x_PSGK.itemsize % 16 == 0
 
 
-def _maps(
-    k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, config: PrefillConfig
-) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Descriptors of (P S, G K) matrices with tiles of one head."""
-    return tuple(  # type: ignore[return-value]
-        TensorDescriptor(
-            x_PSGK,
-            [x_PSGK.shape[0] * x_PSGK.shape[1], x_PSGK.shape[2] * x_PSGK.shape[3]],
-            [x_PSGK.stride(1), 1],
-            [config.block_n, x_PSGK.shape[3]],
-        )
-        for x_PSGK in (k_PSGK, v_PSGK)
-    )
+def _map(x_PSGK: torch.Tensor, config: PrefillConfig) -> TensorDescriptor:
+    """Pages as a (P S, G K) matrix with tiles of one head."""
+    pages, page, heads, size = x_PSGK.shape
+    return TensorDescriptor(x_PSGK, [pages * page, heads * size], [x_PSGK.stride(1), 1], [config.block_n, size])

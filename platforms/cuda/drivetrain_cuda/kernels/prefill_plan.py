@@ -18,6 +18,11 @@ import triton.language as tl
 from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.launch import launch
+
+PLAN_ITEMS = 64
+PLAN_ROWS = 64
+"""Work items of a planning program, and rows that it compares them with at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,10 @@ def _load_rows(row_R, row_slot, row_start, query_start, num_rows, dummy_slot, BL
     return start_R, length_R, blocks_R
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_items", "dummy_slot"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_items", "dummy_slot"],
+    do_not_specialize_on_alignment=["work", "row_slot", "row_start", "query_start"],
+)
 def plan_kernel(
     work, row_slot, row_start, query_start, num_rows, num_items, dummy_slot,
     BLOCK_Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_R: tl.constexpr, PDL: tl.constexpr,
@@ -128,24 +136,19 @@ def make_plan(
     num_items = count_items(shape, batch, block_tokens)
     work_W2 = torch.empty(num_items, 2, dtype=torch.int32, device=inputs.row_slot_R.device)
     if num_items:
-        num_rows = inputs.row_slot_R.shape[0]
-        plan_kernel[(triton.cdiv(num_items, PLAN_ITEMS),)](
+        launch(
+            plan_kernel,
+            (triton.cdiv(num_items, PLAN_ITEMS),),
             work_W2,
             inputs.row_slot_R,
             inputs.row_start_R,
             inputs.query_start_R1,
-            num_rows,
+            inputs.row_slot_R.shape[0],
             num_items,
             inputs.page_table_SP.shape[0] - 1,
+            pdl=pdl,
             BLOCK_Q=block_tokens,
             BLOCK_W=PLAN_ITEMS,
             BLOCK_R=PLAN_ROWS,
-            PDL=pdl,
-            num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
         )
     return PrefillPlan(work_W2=work_W2, block_tokens=block_tokens, num_items=num_items)
-
-
-PLAN_ITEMS = 64
-PLAN_ROWS = 64

@@ -11,7 +11,8 @@ class PrefillConfig:
 
     Attributes:
         block_m: (query token, query head) pairs of a program.
-        block_n: keys of a step of its loop.
+        block_n: keys of a block.
+        ahead: compute scores one block ahead, so that weights are computed beside the product with values.
         num_warps, num_stages: Triton's options.
         mapped: fetch whole key blocks through tensor maps (sm_90 and later) where pages allow it.
     """
@@ -20,20 +21,43 @@ class PrefillConfig:
     block_n: int
     num_warps: int
     num_stages: int
+    ahead: bool = False
     mapped: bool = False
 
 
-def _config(block_m: int, block_n: int, num_warps: int, num_stages: int, *, mapped: bool = False) -> PrefillConfig:
-    return PrefillConfig(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, mapped=mapped)
+def _config(
+    block_m: int, block_n: int, num_warps: int, num_stages: int, *, ahead: bool = False, mapped: bool = False
+) -> PrefillConfig:
+    return PrefillConfig(
+        block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, ahead=ahead, mapped=mapped
+    )
 
 
 PREFILL_CONFIGS: dict[tuple[str, int, int], PrefillConfig] = {
-    ("sm_90", 64, 2): _config(128, 64, 8, 3),
-    ("sm_90", 128, 2): _config(128, 64, 8, 2),
-    ("sm_90", 256, 2): _config(128, 64, 8, 2),
-    ("sm_90", 64, 4): _config(32, 32, 4, 2),
-    ("sm_90", 128, 4): _config(32, 32, 4, 2),
-    ("sm_90", 256, 4): _config(32, 32, 4, 2),
+    ("sm_80", 64, 2): _config(128, 32, 8, 2),
+    ("sm_80", 128, 2): _config(64, 64, 8, 2),
+    ("sm_80", 256, 2): _config(64, 16, 8, 2),
+    ("sm_80", 64, 4): _config(32, 32, 4, 1),
+    ("sm_80", 128, 4): _config(16, 16, 4, 1),
+    ("sm_80", 256, 4): _config(16, 16, 4, 1),
+    ("sm_90", 64, 2): _config(128, 64, 8, 2, ahead=True, mapped=True),
+    ("sm_90", 128, 2): _config(128, 64, 8, 2, ahead=True, mapped=True),
+    ("sm_90", 256, 2): _config(64, 64, 8, 2),
+    ("sm_90", 64, 4): _config(32, 32, 4, 1),
+    ("sm_90", 128, 4): _config(16, 16, 4, 1),
+    ("sm_90", 256, 4): _config(16, 16, 4, 1),
+    ("sm_100", 64, 2): _config(128, 64, 8, 2, mapped=True),
+    ("sm_100", 128, 2): _config(128, 64, 8, 2, mapped=True),
+    ("sm_100", 256, 2): _config(64, 64, 8, 2),
+    ("sm_100", 64, 4): _config(32, 32, 4, 1),
+    ("sm_100", 128, 4): _config(16, 16, 4, 1),
+    ("sm_100", 256, 4): _config(16, 16, 4, 1),
+    ("sm_120", 64, 2): _config(128, 32, 8, 2),
+    ("sm_120", 128, 2): _config(64, 64, 8, 2),
+    ("sm_120", 256, 2): _config(64, 16, 8, 2),
+    ("sm_120", 64, 4): _config(32, 32, 4, 1),
+    ("sm_120", 128, 4): _config(16, 16, 4, 1),
+    ("sm_120", 256, 4): _config(16, 16, 4, 1),
 }
 """Keys are (architecture, head size padded to a power of two, bytes of an element)."""
 

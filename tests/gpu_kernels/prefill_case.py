@@ -5,7 +5,7 @@ T tokens, R rows, H query heads, G key-value heads, K head size, L keys of a row
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from drivetrain_plugins.contract.batch import BatchLayout, StepBatch
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+
+REQUIRED = [part.name for part in fields(StepInputs) if part.default is MISSING]
 
 
 def make_layer(
@@ -106,7 +108,7 @@ class PrefillCase:
 
     def _inputs(self, row_slot: list[int], starts: list[int], table: torch.Tensor) -> StepInputs:
         unused = torch.zeros(0, dtype=torch.int64)
-        values = dict.fromkeys(StepInputs.__dataclass_fields__, unused)
+        values = dict.fromkeys(REQUIRED, unused)
         values |= {
             "row_slot_R": torch.tensor(row_slot),
             "row_start_R": torch.tensor(starts),
@@ -156,8 +158,3 @@ class PrefillCase:
             s = torch.cat((s, self.layer.sinks_H.double().cpu()[:, None, None].expand(-1, count, 1)), dim=-1)
         p = s.softmax(dim=-1)[..., : start + count].to(rounding).double()
         return torch.einsum("hql,lhk->qhk", p, v)
-
-
-def relative_l2(got: torch.Tensor, truth: torch.Tensor) -> float:
-    """Norm of the difference over norm of the truth."""
-    return float((got.double().cpu() - truth).norm() / truth.norm())
