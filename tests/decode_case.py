@@ -177,7 +177,7 @@ class DecodeCase:
         qkv_TX = self.qkv_TX.to(self.device, copy=True)
         got = attention.attention(qkv_TX, self.layer, cache, plan)  # type: ignore[arg-type]
         for work in plan.work.values():
-            assert int(work.arrivals_WG.abs().max()) == 0
+            assert int(work.arrivals_WN.abs().max()) == 0
         self.written_k, self.written_v = k.cpu(), v.cpu()
         return got.cpu()
 

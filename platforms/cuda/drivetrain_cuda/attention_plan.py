@@ -1,7 +1,7 @@
 """What all layers of a step share: lists of work, made on the device, and room for partial results.
 
 R rows, W entries of the rows' list, V entries of the groups' list, A partial results, H query heads, G key-value heads,
-K head size, S groups of rows that share a prefix.
+K head size, N programs of an entry, S groups of rows that share a prefix.
 """
 
 # Relaxed: Triton is untyped.
@@ -9,7 +9,6 @@ K head size, S groups of rows that share a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,8 +33,17 @@ INVARIANT_CHUNK = 512
 INVARIANT_CHUNKS = 16
 """Chunks of rows whose results must not depend on other rows: as short, and as many at the longest context."""
 
+FEWEST_ROWS = 16
+"""Query rows of the smallest matrix product."""
+
+MOST_ROWS = 64
+"""Query rows of a program in 16 bits: as many as registers hold. Larger groups of heads are cut into chunks."""
+
 SHARED_ROWS = 64
-"""Query rows of a program that reads shared pages; more if one group of heads has more."""
+"""Query rows of a program that reads shared pages in 16 bits."""
+
+FEWEST_PLANNED_ROWS = 16
+"""Rows and groups that planning compiles for at least; more go by powers of two."""
 
 _ENTRY = 16
 _SHARED_ENTRY = 8
@@ -43,21 +51,27 @@ _SHARED_ENTRY = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """What tells lists of layers apart."""
+    """What tells lists of layers apart.
+
+    Attributes:
+        exact: multiply in fp32.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window: int | None
+    exact: bool
 
     @staticmethod
-    def of(spec: AttentionSpec) -> Geometry:
-        """The geometry of a layer."""
+    def of(spec: AttentionSpec, dtype: torch.dtype) -> Geometry:
+        """The geometry of a layer with queries of a type."""
         return Geometry(
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             window=spec.window,
+            exact=dtype is torch.float32,
         )
 
     @property
@@ -66,14 +80,29 @@ class Geometry:
         return self.num_heads // self.num_kv_heads
 
     @property
+    def chunks(self) -> int:
+        """Programs that share the query heads of one key-value head."""
+        return -(-self.group // (FEWEST_ROWS if self.exact else MOST_ROWS))
+
+    @property
+    def pack(self) -> int:
+        """Query heads of a program."""
+        return -(-self.group // self.chunks)
+
+    @property
+    def rows(self) -> int:
+        """Query rows of a decode program, padding included."""
+        return max(FEWEST_ROWS, power_of_two(self.pack))
+
+    @property
     def shared_rows(self) -> int:
         """(row, query head) pairs of a cascade program."""
-        return max(SHARED_ROWS, _power_of_two(self.group))
+        return max(self.rows, FEWEST_ROWS if self.exact else SHARED_ROWS)
 
     @property
     def rows_a_block(self) -> int:
         """Rows of a cascade program."""
-        return self.shared_rows // self.group
+        return self.shared_rows // self.pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +111,13 @@ class DecodeWork:
 
     Attributes:
         work_WC: int32 (W, 16), see `kernels.work`.
-        arrivals_WG: int32, 0 between kernels.
+        arrivals_WN: int32, 0 between kernels.
         part_o_AHK, part_ml_A2H: float32 partial results.
         shared_work_VC: int32 (V, 8), or None if no rows share a prefix. shared_part_R: int32 likewise.
     """
 
     work_WC: torch.Tensor
-    arrivals_WG: torch.Tensor
+    arrivals_WN: torch.Tensor
     part_o_AHK: torch.Tensor
     part_ml_A2H: torch.Tensor
     shared_work_VC: torch.Tensor | None
@@ -114,13 +143,6 @@ class AttentionPlan:
     prefills: bool
     work: dict[Geometry, DecodeWork] = field(default_factory=dict)
     prefill: dict[tuple[int, int, torch.dtype], PrefillPlan] = field(default_factory=dict)
-
-    def decode_work(self, geometry: Geometry, make: Callable[[], DecodeWork]) -> DecodeWork:
-        """The lists of a geometry, made once."""
-        work = self.work.get(geometry)
-        if work is None:
-            work = self.work[geometry] = make()
-        return work
 
 
 def kinds_of_rows(shape: StepShape, batch: StepBatch | None) -> tuple[bool, bool]:
@@ -154,7 +176,8 @@ def make_decode_work(
     """
     device = inputs.kv_len_R.device
     rows = inputs.row_slot_R.shape[0]
-    places = -(-num_processors * config.programs // geometry.num_kv_heads)
+    programs = geometry.num_kv_heads * geometry.chunks
+    places = -(-num_processors * config.programs // programs)
     chunk = 0
     if batch_invariant:
         chunk = max(INVARIANT_CHUNK, -(-max_tokens // INVARIANT_CHUNKS // UNIT) * UNIT)
@@ -172,13 +195,13 @@ def make_decode_work(
 
     work = DecodeWork(
         work_WC=empty(entries, _ENTRY),
-        arrivals_WG=empty(entries, geometry.num_kv_heads),
+        arrivals_WN=empty(entries, programs),
         part_o_AHK=empty(parts, geometry.num_heads, geometry.head_dim, dtype=torch.float32),
         part_ml_A2H=empty(parts, 2, geometry.num_heads, dtype=torch.float32),
         shared_work_VC=empty(shared_entries, _SHARED_ENTRY) if groups else None,
         shared_part_R=empty(rows) if groups else None,
     )
-    block_rows = max(16, _power_of_two(rows))
+    block_rows = max(FEWEST_PLANNED_ROWS, power_of_two(rows))
     launch(
         plan_kernel,
         (1,),
@@ -190,7 +213,7 @@ def make_decode_work(
         work.work_WC,
         work.shared_work_VC,
         work.shared_part_R,
-        work.arrivals_WG,
+        work.arrivals_WN,
         rows,
         groups,
         entries,
@@ -198,14 +221,14 @@ def make_decode_work(
         places,
         max_tokens,
         geometry.window or 0,
+        chunk,
         BLOCK_R=block_rows,
-        BLOCK_S=_power_of_two(groups) if groups else 1,
+        BLOCK_S=max(FEWEST_PLANNED_ROWS, power_of_two(groups)) if groups else 1,
         BLOCK_J=max(1, 2048 // block_rows),
         UNIT=UNIT,
         ALIGNMENT=config.block_n,
         OVERHEAD=OVERHEAD,
-        FIXED_CHUNK=chunk,
-        NUM_KV_HEADS=geometry.num_kv_heads,
+        COUNTERS=programs,
         WINDOW=geometry.window is not None,
         SHARED=groups > 0,
         ROWS_A_BLOCK=geometry.rows_a_block,
@@ -215,6 +238,6 @@ def make_decode_work(
     return work
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest that is not less."""
     return 1 << (number - 1).bit_length()

@@ -25,7 +25,10 @@ from drivetrain_cuda.kernels.work import (
 )
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table_ptr", "shared_rows_ptr", "kv_len_ptr", "query_start_ptr", "row_slot_ptr"],
+)
 def cascade_kernel(
     q_ptr,
     k_ptr,
@@ -56,6 +59,7 @@ def cascade_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
+    PACK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,7 +74,9 @@ def cascade_kernel(
     EXACT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (kv heads, entries of the groups' list). All shared tokens come before every query: nothing is hidden.
+    """Grid (kv heads, each CHUNKS times for PACK query heads of its group; entries of the groups' list).
+
+    All shared tokens come before every query: nothing is hidden.
 
     Args:
         q_ptr: (T, H, K) at `token_stride`, neither normed nor rotated yet if NORM or ROTARY_DIM say so.
@@ -83,7 +89,10 @@ def cascade_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    kv_head = tl.program_id(0)
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
+    kv_head = tl.program_id(0) // CHUNKS
+    first_head = tl.program_id(0) % CHUNKS * PACK
     entry_ptr = shared_work_ptr + tl.program_id(1) * SHARED_ENTRY
     block_first = tl.load(entry_ptr + BLOCK_FIRST)
     if block_first < 0:
@@ -93,12 +102,12 @@ def cascade_kernel(
     end = tl.load(entry_ptr + SHARED_LAST)
     part = tl.load(entry_ptr + SHARED_PART)
 
-    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     m_M = tl.arange(0, BLOCK_M)
     d_K = tl.arange(0, BLOCK_K)
-    place_M = block_first + m_M // GROUP
-    valid_M = (place_M < block_last) & (m_M < BLOCK_M // GROUP * GROUP)
-    head_M = kv_head * GROUP + m_M % GROUP
+    place_M = block_first + m_M // PACK
+    in_group_M = (m_M < BLOCK_M // PACK * PACK) & (first_head + m_M % PACK < GROUP)
+    valid_M = (place_M < block_last) & in_group_M
+    head_M = kv_head * GROUP + first_head + m_M % PACK
     row_M = tl.load(shared_rows_ptr + place_M, mask=valid_M, other=0)
     token_M = tl.load(query_start_ptr + row_M, mask=valid_M, other=0)
     query_position_M = tl.load(kv_len_ptr + row_M, mask=valid_M, other=1).to(tl.int32) - 1

@@ -1,6 +1,6 @@
 """Paged attention of rows with one token: split over chunks of tokens, merged by the program that arrives last.
 
-M query heads of a key-value head's group, P the same in fewer places, K head size padded to a power of two,
+M query heads of a key-value head's group, P the same without padding to a matrix, K head size padded to a power of two,
 N tokens of a tile, J partial results of a row.
 """
 
@@ -28,7 +28,10 @@ from drivetrain_cuda.kernels.work import (
 )
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table_ptr"],
+)
 def decode_kernel(
     q_ptr,
     k_new_ptr,
@@ -60,6 +63,7 @@ def decode_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
+    PACK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -79,7 +83,7 @@ def decode_kernel(
     EXACT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (kv heads, entries of the work list).
+    """Grid (kv heads, each CHUNKS times for PACK query heads of its group; entries of the work list).
 
     With FUSED, queries and keys are normed and rotated here, and the program of a row's last chunk writes the new key
     and value into the cache; it takes them from registers itself, and no other program reads them.
@@ -99,7 +103,10 @@ def decode_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    kv_head = tl.program_id(0)
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
+    kv_head = tl.program_id(0) // CHUNKS
+    first_head = tl.program_id(0) % CHUNKS * PACK
     entry_ptr = work_ptr + tl.program_id(1) * ENTRY
     token = tl.load(entry_ptr + TOKEN).to(tl.int64)
     if token < 0:
@@ -113,12 +120,11 @@ def decode_kernel(
     own_parts = tl.load(entry_ptr + OWN_PARTS)
     all_parts = tl.load(entry_ptr + ALL_PARTS)
 
-    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     m_M = tl.arange(0, BLOCK_M)
     d_K = tl.arange(0, BLOCK_K)
-    in_group_M = m_M < GROUP
+    in_group_M = (m_M < PACK) & (first_head + m_M < GROUP)
     in_head_K = d_K < HEAD_DIM
-    head_M = kv_head * GROUP + m_M
+    head_M = kv_head * GROUP + first_head + m_M
     query_position_M = tl.zeros_like(m_M) + (length - 1)
     NORM_Q: tl.constexpr = FUSED and NORM
     ROTARY_Q: tl.constexpr = ROTARY_DIM if FUSED else 0
@@ -147,12 +153,13 @@ def decode_kernel(
         query_position_M, alibi_M, stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM,
         PAGE, STAGES, WINDOW > 0, SOFT_CAP, ALIBI, SOFT_FP8, EXACT,
     )  # fmt: skip
-    if FUSED:
+    if FUSED:  # noqa: SIM102 - known while compiling
         if last == length:
             page = tl.load(table_ptr + slot * table_stride + (length - 1) // PAGE).to(tl.int64)
             place = page * stride_page + ((length - 1) % PAGE) * stride_token + head_ptr
-            tl.store(k_ptr + place + d_K[None, :], k_1K, mask=in_head_K[None, :])
-            tl.store(v_ptr + place + d_K[None, :], v_1K, mask=in_head_K[None, :])
+            stored_1K = in_head_K[None, :] & (first_head == 0)
+            tl.store(k_ptr + place + d_K[None, :], k_1K, mask=stored_1K)
+            tl.store(v_ptr + place + d_K[None, :], v_1K, mask=stored_1K)
             key_1K = from_cache(k_1K, q_MK.dtype, SOFT_FP8).to(tl.float32)
             value_1K = from_cache(v_1K, q_MK.dtype, SOFT_FP8).to(tl.float32)
             dots_M = tl.sum(q_MK.to(tl.float32) * key_1K, axis=1)
@@ -184,14 +191,14 @@ def decode_kernel(
         # All threads' stores come before the one thread's release; its acquire comes before all threads' loads.
         tl.debug_barrier()
         first_entry = tl.program_id(1) - (part - first_part)
-        counter_ptr = arrivals_ptr + first_entry * NUM_KV_HEADS + kv_head
+        counter_ptr = arrivals_ptr + first_entry * (NUM_KV_HEADS * CHUNKS) + tl.program_id(0)
         arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
         if arrived == own_parts - 1:
             tl.store(counter_ptr, 0)
             tl.debug_barrier()
             _merge(
-                out_row_ptr, part_o_ptr, part_ml_ptr, sinks_ptr, first_part, all_parts, kv_head, NUM_HEADS, GROUP,
-                HEAD_DIM, BLOCK_P, BLOCK_J, BLOCK_K, SINKS,
+                out_row_ptr, part_o_ptr, part_ml_ptr, sinks_ptr, first_part, all_parts, kv_head * GROUP, first_head,
+                NUM_HEADS, GROUP, HEAD_DIM, PACK, BLOCK_P, BLOCK_J, BLOCK_K, SINKS,
             )  # fmt: skip
 
 
@@ -203,10 +210,12 @@ def _merge(
     sinks_ptr,
     first_part,
     num_parts,
-    kv_head,
+    group_head,
+    first_head,
     NUM_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    PACK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -215,8 +224,8 @@ def _merge(
     """Weigh the partial results of a row's group of heads, in the order of its tokens whatever order they came in."""
     p_P = tl.arange(0, BLOCK_P)
     d_K = tl.arange(0, BLOCK_K)
-    in_group_P = p_P < GROUP
-    head_P = kv_head * GROUP + p_P
+    in_group_P = (p_P < PACK) & (first_head + p_P < GROUP)
+    head_P = group_head + first_head + p_P
     valid_PK = in_group_P[:, None] & (d_K < HEAD_DIM)[None, :]
     o_PK = tl.zeros((BLOCK_P, BLOCK_K), dtype=tl.float32)
     l_P = tl.zeros((BLOCK_P,), dtype=tl.float32)

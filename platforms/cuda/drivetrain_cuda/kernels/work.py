@@ -77,7 +77,25 @@ def _choose_chunk(span_R, weight_R, entries, places, longest, OVERHEAD: tl.const
     return best
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_groups", "entries", "shared_entries", "places", "max_tokens", "window"])
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "num_groups",
+        "entries",
+        "shared_entries",
+        "places",
+        "max_tokens",
+        "window",
+        "fixed_chunk",
+    ],
+    do_not_specialize_on_alignment=[
+        "kv_len_ptr",
+        "query_start_ptr",
+        "row_slot_ptr",
+        "shared_rows_ptr",
+        "shared_groups_ptr",
+    ],
+)
 def plan_kernel(
     kv_len_ptr,
     query_start_ptr,
@@ -95,14 +113,14 @@ def plan_kernel(
     places,
     max_tokens,
     window,
+    fixed_chunk,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_J: tl.constexpr,
     UNIT: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     OVERHEAD: tl.constexpr,
-    FIXED_CHUNK: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
+    COUNTERS: tl.constexpr,
     WINDOW: tl.constexpr,
     SHARED: tl.constexpr,
     ROWS_A_BLOCK: tl.constexpr,
@@ -117,13 +135,13 @@ def plan_kernel(
         shared_rows_ptr, shared_groups_ptr: int32 (R), (S, 3), read with SHARED.
         work_ptr: int32 (entries, ENTRY). shared_work_ptr: int32 (shared_entries, SHARED_ENTRY).
         shared_part_ptr: int32 (R), by place in `shared_rows`: the row's first partial result that its group writes.
-        arrivals_ptr: int32 (entries, NUM_KV_HEADS).
+        arrivals_ptr: int32 (entries, COUNTERS).
         places: entries that run at once.
         max_tokens: no row is longer; padding may claim to be.
         window: read with WINDOW.
         UNIT: chunks are multiples of it.
         ALIGNMENT: chunks begin at multiples of it, unless a group's shared tokens end elsewhere.
-        FIXED_CHUNK: chunk length that depends on no other row, 0 to choose.
+        fixed_chunk: chunk length that depends on no other row, 0 to choose.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -163,9 +181,8 @@ def plan_kernel(
         )  # fmt: skip
     # The new token joins the last chunk even where it is one token more.
     span_R = tl.where(decodes_R, tl.maximum(length_R - first_R - 1, 1), 0)
-    if FIXED_CHUNK > 0:
-        chunk = FIXED_CHUNK
-    else:
+    chunk = fixed_chunk
+    if fixed_chunk == 0:
         longest = tl.cdiv(tl.maximum(tl.max(span_R, axis=0), 1), UNIT) * UNIT
         chunk = _choose_chunk(span_R, tl.full((BLOCK_R,), 1, tl.int32), entries, places, longest, OVERHEAD, UNIT)
     own_R = tl.cdiv(span_R, chunk)
@@ -194,8 +211,8 @@ def plan_kernel(
     i_256 = tl.arange(0, 256)
     for begin in range(tl.sum(own_R, axis=0), entries, 256):
         tl.store(work_ptr + (begin + i_256) * ENTRY + TOKEN, -1, mask=begin + i_256 < entries)
-    for begin in range(0, entries * NUM_KV_HEADS, 256):
-        tl.store(arrivals_ptr + begin + i_256, 0, mask=begin + i_256 < entries * NUM_KV_HEADS)
+    for begin in range(0, entries * COUNTERS, 256):
+        tl.store(arrivals_ptr + begin + i_256, 0, mask=begin + i_256 < entries * COUNTERS)
 
 
 @triton.jit

@@ -14,7 +14,10 @@ import triton.language as tl
 from drivetrain_cuda.kernels.heads import load_heads, to_cache
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(
+    do_not_specialize=["num_tokens"],
+    do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"],
+)
 def write_kernel(
     q_ptr,
     k_new_ptr,
