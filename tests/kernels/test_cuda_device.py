@@ -1,4 +1,4 @@
-"""The CUDA device on a GPU: graphs over growing and shrinking pages, staging, uploads, results and failed recordings."""
+"""The CUDA device on a GPU: graphs over growing and shrinking pages, staging, uploads, results, failed recordings."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_recording_that_fails_leaves_the_device_usable(device) -> None:
     with pytest.raises(ValueError, match="in the middle"):
         device.runtime.capture(breaks)
     with pytest.raises(RuntimeError):
-        device.runtime.capture(lambda: x.cpu())
+        device.runtime.capture(x.cpu)
     replay = device.runtime.capture(lambda: x.mul_(3))
     replay()
     replay()
