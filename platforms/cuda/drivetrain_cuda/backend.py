@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import torch
-from drivetrain_triton.ops import TritonOps
 
 from drivetrain_cuda.allocator import CudaAllocator, MemorySource
 from drivetrain_cuda.attention import CudaAttention
@@ -32,6 +31,7 @@ from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.shapes import ShapePolicy
 from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.ops import TritonOps
 
 PDL_CAPABILITY = (9, 0)
 FP8_CAPABILITY = (8, 9)

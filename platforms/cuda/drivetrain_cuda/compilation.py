@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from drivetrain_triton.linear import linear_variants
-from drivetrain_triton.ops import ops_variants
 
 from drivetrain_cuda.attention import decode_variants
 from drivetrain_cuda.kernels.prefill import prefill_variants
@@ -17,6 +15,8 @@ from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.launch import Variant, compile_all
+from drivetrain_triton.linear import linear_variants
+from drivetrain_triton.ops import ops_variants
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
