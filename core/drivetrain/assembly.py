@@ -195,7 +195,7 @@ def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities
         max_pages = config.num_pages
     return ExecutorLimits(
         dtype=dtype,
-        kv_dtype=dtype,
+        kv_dtype=dtype if config.kv_dtype == "auto" else config.kv_dtype,
         max_num_rows=config.max_num_seqs,
         max_step_tokens=step_tokens,
         max_model_len=max_model_len,
@@ -276,7 +276,12 @@ def connect(
     return Engine(
         executor=executor,
         scheduler=scheduler,
-        builder=BatchBuilder(policy=policy, dummy_slot=limits.max_num_rows, page_size=limits.page_size),
+        builder=BatchBuilder(
+            policy=policy,
+            dummy_slot=limits.max_num_rows,
+            page_size=limits.page_size,
+            shared_prefixes="cascade" in capabilities.attention,
+        ),
         info=info,
         end_ids=model.end_ids,
         overlap=bool(scheduler.limits.overlap),

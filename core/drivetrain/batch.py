@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from drivetrain.sampling import SamplingParams
+from drivetrain.batch_sampling import biases_of, features_of, fill_slots, history_of, prompt_logprobs_of
+from drivetrain.layouts import captured_layout, padded_shape
+from drivetrain.request import BIASES, Request
 from drivetrain.scheduler import Schedule, ScheduledRow
+from drivetrain.shared_prefixes import SharedGroups, SharedPrefixes
 from drivetrain_plugins.contract.batch import (
     LAST_TOKEN,
     NULL_PAGE,
-    NUM_SLOT_COLUMNS,
     BatchLayout,
     Int32Array,
-    PromptLogprobs,
     SampleFeatures,
     StepBatch,
+    unpack,
 )
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 
-_SLOT_ROW = struct.Struct("=i6fi2I")
-_UNCONDITIONAL = -1
-_FORBIDDEN = float("-inf")
+_MAX_PADDINGS = 1024
 
 
 class BatchBuilder:
     """Builds the `StepBatch` of a schedule, padded by the device's shape policy.
 
+    Steps that decode the same requests as the step before are built from that step's numbers.
+
     Args:
         dummy_slot: slot of padding rows.
         page_size: tokens a page.
+        shared_prefixes: whether the device is told which rows share a prefix, where the policy finds it worth it.
     """
 
-    def __init__(self, *, policy: ShapePolicy, dummy_slot: int, page_size: int) -> None:
+    def __init__(self, *, policy: ShapePolicy, dummy_slot: int, page_size: int, shared_prefixes: bool = False) -> None:
         self._policy = policy
         self._dummy_slot = dummy_slot
         self._page_size = page_size
+        shares = shared_prefixes and policy.max_shared_groups > 0
+        self._prefixes = SharedPrefixes(policy, page_size) if shares else None
+        self._paddings: dict[tuple[BatchLayout, bool], Int32Array] = {}
+        # Of the step before, if it had decode rows only.
+        self._requests: list[Request] = []
+        self._slots: Int32Array = np.empty(0, np.int32)
+        self._starts: Int32Array = np.empty(0, np.int32)
+        self._max_kv = 0
+        self._features: SampleFeatures | None = None
+        self._last_form: _Form | None = None
 
     def build(self, schedule: Schedule) -> StepBatch:
         """The batch of one step.
@@ -45,247 +58,231 @@ class BatchBuilder:
         Raises:
             ValueError: a sealed policy has no bucket for a step of this size.
         """
-        rows = schedule.rows
+        rows, num_decodes = schedule.rows, schedule.num_decode_rows
         num_rows, num_tokens = len(rows), schedule.num_tokens
-        decode_only = num_tokens == num_rows
-        max_kv = max(row.start + row.num_tokens for row in rows)
-        max_pages = -(-max_kv // self._page_size)
-        samples = [index for index, row in enumerate(rows) if row.samples]
-        sampled = [rows[index] for index in samples]
-        features = _features(sampled)
-        biases = _biases(sampled) if features.biases else []
-        pages = _page_updates(rows)
-        admitted = [row for row in rows if row.admitted]
-        shape = self._policy.pad(rows=num_rows, tokens=num_tokens, pages=max_pages, decode_only=decode_only)
-        shape = _with_padding_row(shape, num_rows, num_tokens, self._policy)
-        captured = shape.captured and not admitted and len(pages) <= shape.rows and decode_only
-        layout = BatchLayout(
-            rows=shape.rows,
-            tokens=shape.tokens,
-            samples=shape.rows if captured else max(1, len(samples)),
-            page_updates=shape.rows if captured else len(pages),
-            slot_updates=len(admitted),
-            biases=len(biases),
+        requests = [row.request for row in rows]
+        follows = self._follow(schedule, requests)
+        sampled = rows if schedule.num_samples == num_rows else [row for row in rows if row.samples]
+        features = self._features if follows and self._features is not None else features_of(sampled)
+        updates = _Updates(
+            pages=_page_updates(rows),
+            admitted=[] if follows else [row for row in rows if row.admitted],
+            biases=biases_of(sampled) if features.biases else [],
+            groups=self._prefixes.find(rows[:num_decodes], requests[:num_decodes]) if self._prefixes else None,
         )
-        penalized = [row for row in admitted if row.request.params.penalized]
+        prompt_logprobs = None if follows else prompt_logprobs_of(rows)
+        form = self._last_form if follows else None
+        if form is None or not form.holds(updates, self._max_kv):
+            form = self._last_form = self._choose_form(schedule, updates, may_capture=prompt_logprobs is None)
+        layout, shape = form.layout, form.shape
+        penalized = [row for row in updates.admitted if row.request.params.penalized]
         batch = StepBatch(
             step_id=schedule.step_id,
             layout=layout,
-            packed=np.empty(layout.size, np.int32),
+            packed=form.padding.copy(),
             num_rows=num_rows,
             num_tokens=num_tokens,
-            num_decode_rows=schedule.num_decode_rows,
-            num_samples=len(samples),
-            max_query=1 if decode_only else max(row.num_tokens for row in rows),
-            max_kv=max_kv,
-            max_pages=max(shape.pages, max_pages),
+            num_decode_rows=num_decodes,
+            num_samples=len(sampled),
+            max_query=1 if shape.decode_only else max(row.num_tokens for row in rows),
+            max_kv=self._max_kv,
+            max_pages=shape.pages,
             features=features,
-            captured=captured,
+            captured=form.captured,
             page_copies=np.array(schedule.page_copies, np.int32) if schedule.page_copies else None,
-            history=_history(penalized) if penalized else None,
+            history=history_of(penalized) if penalized else None,
             cleared=tuple(row.slot for row in penalized),
-            prompt_logprobs=_prompt_logprobs(rows),
+            prompt_logprobs=prompt_logprobs,
         )
-        self._fill_rows(batch, rows, decode_only=decode_only)
-        _fill(batch.section("sample_row"), samples, num_rows - 1 if not captured else layout.rows - 1)
-        _fill_table(batch.section("page_updates"), pages, (self._dummy_slot, 0, NULL_PAGE))
-        if admitted:
-            _fill_slots(batch.section("slot_updates"), admitted)
-        if biases:
-            batch.section("biases")[:] = np.array(biases, np.int32)
+        self._fill_rows(batch, rows, follows=follows)
+        if sampled is not rows or not shape.decode_only:
+            batch.section("sample_row")[: len(sampled)] = [index for index, row in enumerate(rows) if row.samples]
+        updates.fill(batch)
         return batch
 
-    def _fill_rows(self, batch: StepBatch, rows: Sequence[ScheduledRow], *, decode_only: bool) -> None:
-        num_rows, num_tokens, layout = batch.num_rows, batch.num_tokens, batch.layout
-        _fill(batch.section("row_slot"), [row.slot for row in rows], self._dummy_slot)
-        _fill(batch.section("row_start"), [row.start for row in rows], 0)
-        query_start, token_row = batch.section("query_start"), batch.section("token_row")
-        token_ids = batch.section("token_ids")
-        if decode_only:
-            query_start[:] = np.arange(layout.rows + 1)
-            token_row[:] = np.arange(layout.tokens)
-        else:
+    def _follow(self, schedule: Schedule, requests: list[Request]) -> bool:
+        """Whether the step computes the next token of the same requests as the step before; renews what is kept."""
+        rows = schedule.rows
+        if schedule.num_decode_rows == len(rows) and requests == self._requests:
+            self._starts += 1
+            self._max_kv += 1
+            return True
+        decodes = schedule.num_decode_rows == len(rows)
+        self._requests = requests if decodes else []
+        self._slots = np.array([row.slot for row in rows], np.int32)
+        self._starts = np.array([row.start for row in rows], np.int32)
+        self._max_kv = max(row.start + row.num_tokens for row in rows)
+        biased = any(request.sampler_needs & BIASES for request in requests)
+        self._features = None if biased or not decodes else features_of(rows)
+        return False
+
+    def _choose_form(self, schedule: Schedule, updates: _Updates, *, may_capture: bool) -> _Form:
+        num_rows, num_tokens = len(schedule.rows), schedule.num_tokens
+        max_pages = -(-self._max_kv // self._page_size)
+        shape = padded_shape(
+            self._policy,
+            num_rows=num_rows,
+            num_tokens=num_tokens,
+            num_samples=schedule.num_samples,
+            pages=max_pages,
+            decode_only=num_tokens == num_rows,
+        )
+        layout, captured = self._layout(schedule, shape, updates, may_capture=may_capture)
+        return _Form(
+            layout=layout,
+            shape=shape,
+            captured=captured,
+            padding=self._padding(layout, captured=captured, decode_only=shape.decode_only),
+            max_kv=max_pages * self._page_size,
+            groups=updates.groups,
+            may_recur=not updates.admitted and not updates.biases,
+        )
+
+    def _layout(
+        self, schedule: Schedule, shape: StepShape, updates: _Updates, *, may_capture: bool
+    ) -> tuple[BatchLayout, bool]:
+        """(sizes of the sections, whether the step is captured)."""
+        num_groups = self._policy.max_shared_groups if updates.groups is not None else 0
+        in_order = schedule.num_samples == len(schedule.rows) or not shape.decode_only
+        if shape.captured and may_capture and in_order:
+            layout = captured_layout(
+                shape,
+                self._page_size,
+                page_updates=len(updates.pages),
+                admits=bool(updates.admitted),
+                biases=len(updates.biases),
+                shared_groups=num_groups,
+            )
+            if layout is not None:
+                return layout, True
+        layout = BatchLayout(
+            rows=shape.rows,
+            tokens=shape.tokens,
+            samples=max(1, schedule.num_samples),
+            page_updates=len(updates.pages),
+            slot_updates=len(updates.admitted),
+            biases=len(updates.biases),
+            shared_groups=num_groups,
+        )
+        return layout, False
+
+    def _padding(self, layout: BatchLayout, *, captured: bool, decode_only: bool) -> Int32Array:
+        """A buffer that holds padding alone; not to be written to."""
+        key = (layout, decode_only)
+        padding = self._paddings.get(key)
+        if padding is None:
+            padding = _padding(layout, self._dummy_slot, decode_only=decode_only)
+            if captured or decode_only:
+                if len(self._paddings) >= _MAX_PADDINGS:
+                    self._paddings.clear()
+                self._paddings[key] = padding
+        return padding
+
+    def _fill_rows(self, batch: StepBatch, rows: Sequence[ScheduledRow], *, follows: bool) -> None:
+        packed, at = batch.packed, batch.layout.offsets
+        num_rows, num_tokens = batch.num_rows, batch.num_tokens
+        packed[at["row_slot"] : at["row_slot"] + num_rows] = self._slots
+        packed[at["row_start"] : at["row_start"] + num_rows] = self._starts
+        ids = packed[at["token_ids"] : at["token_ids"] + num_tokens]
+        if follows:  # the device remembers what it sampled in each row's slot
+            ids[:] = LAST_TOKEN
+            return
+        _fill_ids(ids, rows)
+        if num_tokens > num_rows:
             lengths = [row.num_tokens for row in rows]
-            query_start[0] = 0
+            query_start = batch.section("query_start")
             np.cumsum(lengths, out=query_start[1 : num_rows + 1])
-            query_start[num_rows + 1 :] = layout.tokens
+            query_start[num_rows + 1 :] = batch.layout.tokens
+            token_row = batch.section("token_row")
             token_row[:num_tokens] = np.repeat(np.arange(num_rows, dtype=np.int32), lengths)
             token_row[num_tokens:] = num_rows
-        end = 0
-        ids: list[int] = []
-        for row in rows:
-            if row.num_tokens != 1:
-                break
-            tokens = row.request.tokens
-            ids.append(tokens[row.start] if row.start < len(tokens) else LAST_TOKEN)
-        end = len(ids)
-        token_ids[:end] = ids
-        for row in rows[end:]:
-            known = row.request.tokens[row.start : row.start + row.num_tokens]
-            token_ids[end : end + len(known)] = np.frombuffer(known, np.int32)
-            token_ids[end + len(known) : end + row.num_tokens] = LAST_TOKEN
-            end += row.num_tokens
-        token_ids[end:] = 0
 
 
-def _with_padding_row(shape: StepShape, num_rows: int, num_tokens: int, policy: ShapePolicy) -> StepShape:
-    """Padding tokens need a padding row to belong to."""
-    if shape.tokens == num_tokens or shape.rows > num_rows:
-        return shape
-    return policy.pad(rows=num_rows + 1, tokens=shape.tokens, pages=shape.pages, decode_only=False)
+@dataclass(slots=True, kw_only=True)
+class _Updates:
+    """What a step tells beside its rows and tokens."""
+
+    pages: list[tuple[int, int, int]]
+    admitted: list[ScheduledRow]
+    biases: list[tuple[int, int, int, int]]
+    groups: SharedGroups | None
+
+    def fill(self, batch: StepBatch) -> None:
+        """Write them over the padding of their sections."""
+        if self.pages:
+            batch.section("page_updates")[: len(self.pages)] = self.pages
+        if self.admitted:
+            fill_slots(batch.section("slot_updates"), self.admitted)
+        if self.biases:
+            batch.section("biases")[:] = self.biases
+        if self.groups is not None:
+            batch.section("shared_rows")[: len(self.groups.order)] = self.groups.order
+            batch.section("shared_groups")[: len(self.groups.groups)] = self.groups.groups
 
 
-def _fill(section: Int32Array, values: list[int], padding: int) -> None:
-    section[: len(values)] = values
-    section[len(values) :] = padding
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How a step is laid out, and so are those that follow it, while they tell as little.
+
+    Attributes:
+        max_kv: keys of the longest row for which it is right.
+        may_recur: whether steps that follow may have it.
+    """
+
+    layout: BatchLayout
+    shape: StepShape
+    captured: bool
+    padding: Int32Array
+    max_kv: int
+    groups: SharedGroups | None
+    may_recur: bool
+
+    def holds(self, updates: _Updates, max_kv: int) -> bool:
+        """Whether it is the form of a step that follows with these updates."""
+        num_pages, room = len(updates.pages), self.layout.page_updates
+        fits = num_pages <= room if self.captured else num_pages == room
+        return (
+            self.may_recur and fits and not updates.biases and max_kv <= self.max_kv and updates.groups is self.groups
+        )
 
 
-def _fill_table(section: Int32Array, entries: list[tuple[int, int, int]], padding: tuple[int, int, int]) -> None:
-    if entries:
-        section[: len(entries)] = entries
-    if len(entries) < len(section):
-        section[len(entries) :] = padding
+def _padding(layout: BatchLayout, dummy_slot: int, *, decode_only: bool) -> Int32Array:
+    """A packed buffer of padding rows, updates and samples."""
+    packed = np.zeros(layout.size, np.int32)
+    part = unpack(packed, layout)
+    part["row_slot"][:] = dummy_slot
+    if decode_only:
+        part["query_start"][:] = np.arange(layout.rows + 1)
+        part["token_row"][:] = np.arange(layout.tokens)
+    part["sample_row"][:] = np.arange(layout.samples) if decode_only else layout.rows - 1
+    part["page_updates"][:] = (dummy_slot, 0, NULL_PAGE)
+    part["slot_updates"][:, 0] = dummy_slot
+    if layout.shared_groups:
+        part["shared_rows"][:] = np.arange(layout.rows)
+    return packed
+
+
+def _fill_ids(section: Int32Array, rows: Sequence[ScheduledRow]) -> None:
+    """Ids of a step's tokens as far as the host knows them."""
+    ids: list[int] = []
+    for row in rows:
+        if row.num_tokens != 1:
+            break
+        tokens = row.request.tokens
+        ids.append(tokens[row.start] if row.start < len(tokens) else LAST_TOKEN)
+    end = len(ids)
+    section[:end] = ids
+    for row in rows[end:]:
+        known = row.request.tokens[row.start : row.start + row.num_tokens]
+        section[end : end + len(known)] = np.frombuffer(known, np.int32)
+        section[end + len(known) : end + row.num_tokens] = LAST_TOKEN
+        end += row.num_tokens
 
 
 def _page_updates(rows: Sequence[ScheduledRow]) -> list[tuple[int, int, int]]:
     updates: list[tuple[int, int, int]] = []
     for row in rows:
         if row.num_new_pages:
-            pages, slot = row.request.pages, row.slot
-            first = row.first_new_page
+            pages, slot, first = row.request.pages, row.slot, row.first_new_page
             updates += [(slot, index, pages[index]) for index in range(first, first + row.num_new_pages)]
     return updates
-
-
-def _fill_slots(section: Int32Array, admitted: Sequence[ScheduledRow]) -> None:
-    raw = section.view(np.uint8).reshape(len(admitted), 4 * (1 + NUM_SLOT_COLUMNS))
-    for line, row in zip(raw, admitted, strict=True):
-        line[:] = np.frombuffer(slot_row(row.slot, row.request.params, row.request.seed), np.uint8)
-
-
-def slot_row(slot: int, params: SamplingParams, seed: int) -> bytes:
-    """A slot's parameters in the column order of the contract, as one packed row."""
-    return _SLOT_ROW.pack(
-        slot,
-        params.temperature,
-        params.top_p,
-        params.min_p,
-        params.presence_penalty,
-        params.frequency_penalty,
-        params.repetition_penalty,
-        max(params.top_k, 0),
-        seed & 0xFFFFFFFF,
-        (seed >> 32) & 0xFFFFFFFF,
-    )
-
-
-def _features(sampled: Sequence[ScheduledRow]) -> SampleFeatures:
-    random = filters = penalties = biases = False
-    logprobs = -1
-    for row in sampled:
-        request = row.request
-        if request.plain_greedy:
-            continue
-        params = request.params
-        if params.temperature > 0.0:
-            random = True
-            filters = filters or params.top_p < 1.0 or params.top_k > 0 or params.min_p > 0.0
-        penalties = penalties or params.penalized
-        biases = biases or bool(params.logit_bias) or bool(request.bad_word_ids) or _below_minimum(row)
-        if params.logprobs is not None and params.logprobs > logprobs:
-            logprobs = params.logprobs
-    return SampleFeatures(random=random, filters=filters, penalties=penalties, biases=biases, logprobs=logprobs)
-
-
-def _below_minimum(row: ScheduledRow) -> bool:
-    num_outputs = row.start + row.num_tokens - row.request.num_prompt
-    return num_outputs < row.request.params.min_tokens
-
-
-def _biases(sampled: Sequence[ScheduledRow]) -> list[tuple[int, int, int, int]]:
-    """(index among the sampled rows, token, float bits, last token it depends on)."""
-    forbidden = _float_bits(_FORBIDDEN)
-    entries: list[tuple[int, int, int, int]] = []
-    for index, row in enumerate(sampled):
-        request = row.request
-        banned: set[int] = set()
-        if _below_minimum(row):
-            banned |= request.eos_ids
-        for word in request.bad_word_ids:
-            last = _bad_word_condition(row, word)
-            if last == _UNCONDITIONAL:
-                banned.add(word[-1])
-            elif last is not None:
-                entries.append((index, word[-1], forbidden, last))
-        entries += [(index, token, forbidden, _UNCONDITIONAL) for token in banned]
-        entries += [
-            (index, token, _float_bits(bias), _UNCONDITIONAL)
-            for token, bias in request.params.logit_bias.items()
-            if token not in banned
-        ]
-    return entries
-
-
-def _bad_word_condition(row: ScheduledRow, word: tuple[int, ...]) -> int | None:
-    """What must stand before the last token of a bad word for it to be forbidden now.
-
-    Returns:
-        `_UNCONDITIONAL` if the rest of the word already stands there, None if it cannot, or the id that the token still
-        on the device must have.
-    """
-    before = word[:-1]
-    if not before:
-        return _UNCONDITIONAL
-    tokens = row.request.tokens
-    unknown = row.start + row.num_tokens - len(tokens)
-    if unknown > 1:
-        raise AssertionError(f"{unknown} sampled tokens are unknown to the host; a step is built at most one ahead")
-    known = before[:-1] if unknown else before
-    num_outputs = len(tokens) - row.request.num_prompt
-    if num_outputs < len(known) or (known and tuple(tokens[len(tokens) - len(known) :]) != known):
-        return None
-    return before[-1] if unknown else _UNCONDITIONAL
-
-
-def _float_bits(value: float) -> int:
-    return struct.unpack("=i", struct.pack("=f", value))[0]
-
-
-def _history(penalized: Sequence[ScheduledRow]) -> Int32Array:
-    parts: list[Int32Array] = []
-    for row in penalized:
-        tokens = np.frombuffer(row.request.tokens, np.int32)
-        part = np.empty((len(tokens), 3), np.int32)
-        part[:, 0] = row.slot
-        part[:, 1] = tokens
-        part[:, 2] = np.arange(len(tokens)) >= len(row.request.prompt_ids)
-        parts.append(part)
-    return np.concatenate(parts)
-
-
-def _prompt_logprobs(rows: Sequence[ScheduledRow]) -> PromptLogprobs | None:
-    tokens: list[Int32Array] = []
-    targets: list[Int32Array] = []
-    top = -1
-    offset = 0
-    for row in rows:
-        request = row.request
-        span = prompt_logprob_span(row)
-        if span is not None:
-            first, last = span
-            tokens.append(np.arange(offset + first - row.start, offset + last - row.start, dtype=np.int32))
-            targets.append(np.frombuffer(request.prompt_ids[first + 1 : last + 1], np.int32))
-            top = max(top, request.params.prompt_logprobs or 0)
-        offset += row.num_tokens
-    if not tokens:
-        return None
-    return PromptLogprobs(tokens=np.concatenate(tokens), targets=np.concatenate(targets), top=top)
-
-
-def prompt_logprob_span(row: ScheduledRow) -> tuple[int, int] | None:
-    """Positions [first, last) of this row whose successor in the prompt has its log-probability reported."""
-    request = row.request
-    if request.params.prompt_logprobs is None:
-        return None
-    last = min(row.start + row.num_tokens, len(request.prompt_ids) - 1)
-    return (row.start, last) if row.start < last else None

@@ -65,6 +65,25 @@ class EngineClient(Protocol):
         """Forget every cached page that no request uses."""
         ...
 
+    async def sleep(self) -> None:
+        """Forget every prefix and give the memory of the KV pages back; requests are refused until `wake`.
+
+        Raises:
+            EngineError: requests are under way.
+            Unsupported: the device's number of pages is fixed.
+            EngineDead: the engine ended.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Take the memory of the KV pages again.
+
+        Raises:
+            OutOfMemory: somebody else has taken it; the engine goes on sleeping.
+            EngineDead: the engine ended.
+        """
+        ...
+
     async def shutdown(self, *, drain_s: float) -> None:
         """Refuse new work, let running requests finish for `drain_s` seconds, then abort them and end."""
         ...

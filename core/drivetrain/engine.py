@@ -11,8 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from drivetrain.batch import BatchBuilder, prompt_logprob_span
-from drivetrain.errors import DrivetrainError, OutOfMemory, RequestError
+from drivetrain.batch import BatchBuilder
+from drivetrain.batch_sampling import prompt_logprob_span
+from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import check_served
@@ -23,6 +24,7 @@ from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Sam
 if TYPE_CHECKING:
     from drivetrain_plugins.contract.executor import Executor
 
+_SLEEPING_PAGES = 2
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
@@ -91,6 +93,7 @@ class Engine:
         self._counts = _Counts()
         self._landed_s = 0.0
         self._pending: list[Update] = []
+        self._asleep = False
 
     @property
     def has_work(self) -> bool:
@@ -106,8 +109,11 @@ class Engine:
 
         Raises:
             Overloaded: the waiting queue is full.
+            Asleep: the engine sleeps.
             RequestError: it can never be served; names the field.
         """
+        if self._asleep:
+            raise Asleep("the engine sleeps; wake it before it takes requests")
         if request.request_id in self._live:
             raise RequestError(f"request_id: {request.request_id!r} is already running", param="request_id")
         check_served(request.params, self._sampling, self.info.device)
@@ -160,6 +166,41 @@ class Engine:
         if self._in_flight and (schedule is None or len(self._in_flight) > self._depth):
             self._land(self._in_flight.popleft(), updates)
         return updates
+
+    def prepare_more(self) -> bool:
+        """Let the device make later steps faster while nobody waits; call it while there is no work.
+
+        Returns:
+            Whether there is more to do.
+        """
+        return not self.has_work and not self._asleep and self._executor.prepare_more()
+
+    def sleep(self) -> None:
+        """Forget every prefix and give the memory of the KV pages back. Weights and recordings stay.
+
+        Raises:
+            EngineError: requests are under way.
+            Unsupported: the device's number of pages is fixed.
+        """
+        if self.has_work:
+            raise EngineError(
+                f"{len(self._live)} requests are under way; wait for them or abort them before the engine sleeps"
+            )
+        if self._asleep:
+            return
+        self._scheduler.clear_prefixes()
+        self._executor.set_pages(_SLEEPING_PAGES)
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Take the memory of the KV pages again.
+
+        Raises:
+            OutOfMemory: somebody else has taken it; the engine goes on sleeping.
+        """
+        if self._asleep:
+            self._executor.set_pages(self.info.num_pages)
+            self._asleep = False
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix. Pages that requests use stay theirs, and are free once those end."""
@@ -243,18 +284,24 @@ class Engine:
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
+        owners, counts = self._owners, self._counts
         places: dict[Request, int] = {}
         if output.logprobs is not None:
             sampled = (row.request for row in schedule.rows if row.samples)
             places = {request: place for place, request in enumerate(sampled)}
         for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
-            request, reason = landed.request, landed.finish_reason
-            owner = self._owners.get(request)
+            request, reason, token_ids = landed.request, landed.finish_reason, landed.new_token_ids
+            owner = owners.get(request)
             if owner is None:
                 continue
             request_id, index = owner
-            token_ids = landed.new_token_ids
-            self._counts.generated_tokens += len(token_ids)
+            counts.generated_tokens += len(token_ids)
+            if reason is None and not request.reports_scores:
+                cached = request.num_cached_tokens
+                updates.append(
+                    Update(request_id=request_id, index=index, token_ids=token_ids, num_cached_tokens=cached)
+                )
+                continue
             logprobs = None
             if request.params.logprobs is not None and request in places:
                 logprobs = _token_logprobs(output, places[request], request.params.logprobs, len(token_ids))

@@ -16,6 +16,7 @@ DrivetrainError                   (drivetrain_plugins.errors)
 └── EngineError
     ├── EngineDead                the engine process ended; carries the reason
     ├── Draining                  the server is shutting down and takes no new work
+    ├── Asleep                    the engine has given its KV memory back and takes no work until it wakes
     └── RequestFailed             the engine failed this request; others go on
 """
 
@@ -35,6 +36,7 @@ from drivetrain_plugins.errors import (
 )
 
 __all__ = [
+    "Asleep",
     "BackendError",
     "BackendNotReady",
     "BackendTie",
@@ -125,6 +127,10 @@ class EngineDead(EngineError):
 
 class Draining(EngineError):
     """The server is shutting down and takes no new work."""
+
+
+class Asleep(EngineError):
+    """The engine has given its KV memory back and takes no work until it wakes."""
 
 
 class RequestFailed(EngineError):

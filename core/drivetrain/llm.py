@@ -182,6 +182,22 @@ class LLM:
         """Forget every cached page."""
         self._engine.reset_prefix_cache()
 
+    def sleep(self) -> None:
+        """Forget every prefix and give the memory of the KV cache back until `wake`; weights stay.
+
+        Raises:
+            Unsupported: the device's cache has a fixed size.
+        """
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        """Take the memory of the KV cache again.
+
+        Raises:
+            OutOfMemory: somebody else has taken it.
+        """
+        self._engine.wake()
+
     def close(self) -> None:
         """Free the device."""
         self._engine.close()

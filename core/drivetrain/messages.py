@@ -6,6 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from drivetrain.sampling import SamplingParams
 
 FinishReasonName = Literal["stop", "length", "abort", "error"]
@@ -33,8 +35,7 @@ class GenerateRequest:
     deadline_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     """Log-probability of one token of the answer or prompt.
 
     Attributes:
@@ -49,8 +50,7 @@ class TokenLogprob:
     top: list[tuple[int, float]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """New tokens of one completion. `index` tells the completions of a request with n > 1 apart.
 
     Attributes:
@@ -65,7 +65,7 @@ class Update:
 
     request_id: str
     index: int = 0
-    token_ids: list[int] = field(default_factory=list[int])
+    token_ids: list[int] = []
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReasonName | None = None

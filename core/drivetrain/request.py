@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from drivetrain.kv.prefix_index import Block
 from drivetrain.sampling import SamplingParams
 
+# What a request may ask of the sampler, as bits.
+RANDOM, FILTERS, PENALTIES, BIASES = 1, 2, 4, 8
+
 MAX_PRIORITY = 100
 """Priorities run from -100 (first) to 100 (last)."""
 
@@ -60,8 +63,12 @@ class Request:
     """The first of n completions of one prompt; this one takes the prompt's KV over from it. A parent computes
     `prompt_logprobs` for all of them."""
 
-    plain_greedy: bool = field(init=False)
-    """Whether the sampler only has to take the likeliest token."""
+    sampler_needs: int = field(init=False)
+    """RANDOM, FILTERS, PENALTIES, and BIASES if there may be some: what the sampler must do for it."""
+    num_logprobs: int = field(init=False)
+    """Likeliest tokens to report with each token, -1 for none at all."""
+    reports_scores: bool = field(init=False)
+    """Whether it asks for log-probabilities, of the answer or of the prompt."""
     tokens: array[int] = field(init=False)
     """Prompt and every output that has landed."""
     num_computed: int = 0
@@ -108,13 +115,12 @@ class Request:
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt_ids)
         params = self.params
-        self.plain_greedy = params.greedy and not (
-            params.penalized
-            or params.logit_bias
-            or params.min_tokens
-            or self.bad_word_ids
-            or params.logprobs is not None
-        )
+        filters = params.top_p < 1.0 or params.top_k > 0 or params.min_p > 0.0
+        biases = bool(params.logit_bias or params.min_tokens or self.bad_word_ids)
+        self.sampler_needs = (0 if params.greedy else RANDOM | FILTERS * filters) | PENALTIES * params.penalized
+        self.sampler_needs |= BIASES * biases
+        self.num_logprobs = -1 if params.logprobs is None else params.logprobs
+        self.reports_scores = params.logprobs is not None or params.prompt_logprobs is not None
         self.awaited = self.parent
 
     def __repr__(self) -> str:

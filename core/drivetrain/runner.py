@@ -5,52 +5,33 @@ R rows, T tokens, K samples, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from drivetrain.layouts import largest_layout
 from drivetrain.models.decoder import Decoder
+from drivetrain.recordings import Outcome, Recorded, Recordings, padding_batch, samples_inside
+from drivetrain.warm_up import WarmUp
 from drivetrain_plugins.contract.backend import Device
-from drivetrain_plugins.contract.batch import (
-    NULL_PAGE,
-    BatchLayout,
-    Int32Array,
-    PromptLogprobs,
-    SampleFeatures,
-    StepBatch,
-    Ticket,
-)
+from drivetrain_plugins.contract.batch import BatchLayout, Int32Array, PromptLogprobs, SampleFeatures, StepBatch, Ticket
 from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
 from drivetrain_plugins.contract.memory import KVCache, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import StepContext
-from drivetrain_plugins.contract.runtime import Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
-from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
+from drivetrain_plugins.contract.slots import SlotState
+from drivetrain_plugins.errors import OutOfMemory
 
-_WARM_FEATURES = (SampleFeatures(), SampleFeatures(random=True))
 _SCORED_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Forward:
-    """What a forward pass leaves behind. After a capture, the buffers that every replay fills again."""
-
-    inputs: StepInputs
-    x_TD: torch.Tensor
-    logits_KV: torch.Tensor
-
-
-_Recording = tuple[_Forward, Replay]
 
 
 class ModelRunner(Executor):
     """Runs the steps of one model on one device.
 
-    Request state stays on the device in slots. A step stages one packed buffer; from there to the logits everything is
-    one function of device buffers, which is captured for the shapes that the device's policy names.
+    Request state stays on the device in slots. A step stages one packed buffer; from there to the sampled tokens
+    everything is one function of device buffers, which is recorded for the shapes that the device's policy names.
     """
 
     def __init__(self, device: Device) -> None:
@@ -66,6 +47,7 @@ class ModelRunner(Executor):
         self._limits = limits
         self._policy = policy = device.shape_policy(limits)
         self._decoder = Decoder(spec, device, limits.dtype, limits.max_model_len)
+        wait_for_kernels = device.compile_ahead(self._decoder.share, limits, progress)
         self._cache: KVCache = device.allocator.reserve(
             self._decoder.kv_spec(limits.kv_dtype, limits.page_size), limits.memory
         )
@@ -76,9 +58,19 @@ class ModelRunner(Executor):
             vocab_size=spec.vocab_size,
             device=device.torch_device,
         )
-        self._packed = torch.zeros(_largest_layout(policy, limits).size, dtype=torch.int32, device=device.torch_device)
-        self._recordings: dict[tuple[BatchLayout, int], _Recording] = {}
-        self._warm_up(progress)
+        largest = largest_layout(
+            policy,
+            rows=limits.max_num_rows,
+            tokens=limits.max_step_tokens,
+            columns=limits.max_pages,
+            page_size=limits.page_size,
+        )
+        self._packed = torch.zeros(largest.size, dtype=torch.int32, device=device.torch_device)
+        self._logits_KV = self._recorded_logits(largest.rows, spec.vocab_size)
+        self._recordings = Recordings(device.runtime.capture, self._run_recorded, self._stage_padding)
+        self._warm_up = WarmUp(policy, limits)
+        wait_for_kernels()
+        self._warm(progress)
         plan = device.allocator.plan(self._cache, limits.memory)
         device.allocator.commit(self._cache, plan.num_pages)
         return plan
@@ -93,6 +85,18 @@ class ModelRunner(Executor):
                 raise
             raise meaning from error
 
+    @torch.inference_mode()
+    def prepare_more(self) -> bool:
+        step = self._warm_up.next_recording()
+        if step is not None and step not in self._recordings:
+            self._record(step)
+        return self._warm_up.has_more
+
+    @torch.inference_mode()
+    def set_pages(self, num_pages: int) -> None:
+        self._device.runtime.synchronize()
+        self._device.allocator.commit(self._cache, num_pages)
+
     def close(self) -> None:
         self._recordings.clear()
         self._device.allocator.release(self._cache)
@@ -103,31 +107,97 @@ class ModelRunner(Executor):
             source, destination = batch.page_copies.T.tolist()
             self._device.allocator.copy_pages(self._cache, source, destination)
         self._begin_counts(batch)
-        self._device.runtime.stage(batch.packed, self._buffer(batch.layout))
-        prompt: dict[str, torch.Tensor] | None = None
+        prompt: dict[str, torch.Tensor] = {}
         if batch.captured:
-            forward = self._replay(batch)
+            outcome = self._execute_recorded(batch)
         else:
-            rows, tokens = batch.layout.rows, batch.layout.tokens
-            shape = StepShape(rows=rows, tokens=tokens, pages=batch.max_pages, decode_only=batch.decode_only)
-            forward = self._forward(batch.layout, shape, batch)
+            outcome = self._execute_plainly(batch)
             if batch.prompt_logprobs is not None:
-                prompt = self._score_prompt(forward.x_TD, batch.prompt_logprobs)
-        sampled = self._device.ops.sample(forward.logits_KV, forward.inputs, self._slots, batch.features)
-        results = _named(sampled)
-        if prompt is not None:
-            results.update(prompt)
-        return FetchedStep(self._device.runtime.fetch(results), batch.num_samples)
+                assert outcome.states is not None, "states of all tokens are kept for their scores"
+                prompt = self._score_prompt(outcome.states, batch.prompt_logprobs)
+        return FetchedStep(self._device.runtime.fetch(outcome.results | prompt), batch.num_samples)
 
-    def _forward(self, layout: BatchLayout, shape: StepShape, batch: StepBatch | None) -> _Forward:
-        """From the staged buffer to logits."""
+    def _execute_plainly(self, batch: StepBatch) -> Outcome:
+        self._stage(batch)
+        layout = batch.layout
+        shape = StepShape(
+            rows=layout.rows,
+            tokens=layout.tokens,
+            pages=batch.max_pages,
+            decode_only=batch.decode_only,
+            shared_groups=layout.shared_groups,
+        )
+        return self._run(layout, shape, batch, batch.features, keep_all=batch.prompt_logprobs is not None)
+
+    def _execute_recorded(self, batch: StepBatch) -> Outcome:
+        """Replay the step, or record it if it is due, or run just what would be recorded."""
+        inside = samples_inside(batch.features, self._policy)
+        step = Recorded(
+            layout=replace(batch.layout, biases=0) if batch.layout.biases else batch.layout,
+            pages=batch.max_pages if self._policy.page_buckets else self._limits.max_pages,
+            features=batch.features if inside else None,
+            decode_only=batch.decode_only,
+        )
+        if self._recordings.is_due(step):
+            self._record(step)
+        self._stage(batch)
+        outcome = self._recordings.replay(step) if step in self._recordings else self._run_recorded(step)
+        if inside:
+            return outcome
+        inputs = outcome.inputs
+        if batch.layout.biases:  # the last section, behind all that a recording reads
+            inputs = replace(inputs, biases_N4=self._packed[step.layout.size : batch.layout.size].view(-1, 4))
+        assert outcome.logits_KV is not None, "what is not sampled inside of a recording is sampled behind it"
+        sampled = self._device.ops.sample(outcome.logits_KV, inputs, self._slots, batch.features)
+        return Outcome(inputs=inputs, sampled=sampled)
+
+    def _run(
+        self,
+        layout: BatchLayout,
+        shape: StepShape,
+        batch: StepBatch | None,
+        features: SampleFeatures | None,
+        *,
+        keep_all: bool = False,
+    ) -> Outcome:
+        """From the staged buffer to sampled tokens, or to logits if there are no `features`."""
         device = self._device
         inputs = device.ops.prepare(self._packed, layout, self._slots, self._limits.page_size)
         plan = device.attention.plan(inputs, shape, batch, self._cache)
         step = StepContext(attention=device.attention, plan=plan, cache=self._cache, communicator=device.communicator)
-        x_TD = self._decoder.forward(inputs, step)
-        logits_KV = self._decoder.logits(x_TD.index_select(0, inputs.sample_token_K))
-        return _Forward(inputs, x_TD, logits_KV)
+        # A decode step that samples as many rows as it has samples them in order.
+        gathers = not (shape.decode_only and layout.samples == layout.rows)
+        if gathers and not keep_all:
+            states = x_KD = self._decoder.forward(inputs, step, inputs.sample_token_K)
+        else:
+            states = self._decoder.forward(inputs, step)
+            x_KD = states.index_select(0, inputs.sample_token_K) if gathers else states
+        logits_KV = self._decoder.logits(x_KD)
+        if features is None:
+            return Outcome(inputs, logits_KV=logits_KV)
+        sampled = device.ops.sample(logits_KV, inputs, self._slots, features)
+        return Outcome(inputs, states=states if keep_all else None, sampled=sampled)
+
+    def _run_recorded(self, step: Recorded) -> Outcome:
+        outcome = self._run(step.layout, step.shape, None, step.features)
+        if outcome.logits_KV is None:
+            return outcome
+        # One buffer for all recordings, so that none of them keeps logits of its own.
+        shared_KV = self._logits_KV[: step.layout.samples]
+        return Outcome(outcome.inputs, logits_KV=shared_KV.copy_(outcome.logits_KV))
+
+    def _record(self, step: Recorded) -> None:
+        """Record a step; one that finds no memory is never recorded, and runs as it is."""
+        try:
+            self._recordings.record(step)
+        except RuntimeError as error:
+            if not isinstance(self._device.classify(error), OutOfMemory):
+                raise
+            self._recordings.refuse(step)
+
+    def _recorded_logits(self, rows: int, vocab_size: int) -> torch.Tensor:
+        captures = self._policy.max_captured_rows or self._policy.max_captured_tokens
+        return torch.empty(rows if captures else 0, vocab_size, device=self._device.torch_device)
 
     def _score_prompt(self, x_TD: torch.Tensor, asked: PromptLogprobs) -> dict[str, torch.Tensor]:
         """Log-probabilities of prompt tokens, in blocks so that (tokens, V) never exists whole."""
@@ -141,38 +211,6 @@ class ModelRunner(Executor):
         ]
         names = ("prompt_logprobs", "prompt_ranks", "prompt_top_ids", "prompt_top_logprobs")
         return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
-
-    def _replay(self, batch: StepBatch) -> _Forward:
-        # Biases are the last section and only the sampler reads them, so one recording serves any number of them.
-        layout = replace(batch.layout, biases=0)
-        pages = batch.max_pages if self._policy.page_buckets else self._limits.max_pages
-        shape = StepShape(
-            rows=layout.rows, tokens=layout.tokens, pages=pages, decode_only=batch.decode_only, captured=True
-        )
-        recording = self._recordings.get((layout, pages))
-        if recording is None:
-            recording = self._recordings[layout, pages] = self._capture(layout, shape)
-        forward, replay = recording
-        replay()
-        if batch.layout.biases:
-            biases_N4 = self._packed[layout.size : batch.layout.size].view(-1, 4)
-            return replace(forward, inputs=replace(forward.inputs, biases_N4=biases_N4))
-        return forward
-
-    def _capture(self, layout: BatchLayout, shape: StepShape) -> _Recording:
-        """Record the forward pass of one shape.
-
-        It runs once before and may run once while being recorded. That is harmless: `prepare` and the KV write only
-        repeat themselves, and the sampler, which does not, stays outside.
-        """
-        made: list[_Forward] = []
-
-        def step() -> None:
-            made.append(self._forward(layout, shape, None))
-
-        step()
-        replay = self._device.runtime.capture(step)
-        return made[-1], replay
 
     def _begin_counts(self, batch: StepBatch) -> None:
         """Token counts of slots whose new request has penalties."""
@@ -189,88 +227,31 @@ class ModelRunner(Executor):
             prompt = generated == 0
             in_prompt_SV.index_put_((slot[prompt], token[prompt]), torch.ones_like(slot[prompt], dtype=torch.bool))
 
-    def _buffer(self, layout: BatchLayout) -> torch.Tensor:
-        if layout.size > self._packed.numel():
-            # Captured steps read the old buffer at its address; they are made again for the new one.
+    def _stage(self, batch: StepBatch) -> None:
+        if batch.layout.size > self._packed.numel():
+            # Recorded steps read the old buffer at its address; they are made again for the new one.
             self._recordings.clear()
-            self._packed = torch.zeros(2 * layout.size, dtype=torch.int32, device=self._device.torch_device)
-        return self._packed
+            self._packed = torch.zeros(2 * batch.layout.size, dtype=torch.int32, device=self._device.torch_device)
+        self._device.runtime.stage(batch.packed, self._packed)
+
+    def _stage_padding(self, step: Recorded) -> None:
+        self._stage(padding_batch(step.layout, step.shape, self._slots.dummy_slot))
 
     def _upload(self, host: Int32Array) -> torch.Tensor:
         destination = torch.empty(host.shape, dtype=torch.int32, device=self._device.torch_device)
         self._device.runtime.stage(np.ascontiguousarray(host).reshape(-1), destination.view(-1))
         return destination
 
-    def _warm_up(self, progress: Progress) -> None:
-        """Run the largest step and record the policy's decode shapes, all on the null page."""
-        layouts = _warm_layouts(self._policy, self._limits)
-        for done, (layout, captured) in enumerate(layouts):
-            progress("warm up", done, len(layouts), "shapes")
-            for features in _WARM_FEATURES if captured else _WARM_FEATURES[:1]:
-                batch = _null_batch(layout, self._slots.dummy_slot, captured=captured, features=features)
-                self._execute(batch).wait()
+    def _warm(self, progress: Progress) -> None:
+        """Run the largest steps and record the first shapes, all on the null page."""
+        warm_up = self._warm_up
+        total = len(warm_up.eager) + len(warm_up.recorded_first)
+        progress("warm up", 0, total, "steps")
+        for done, (layout, shape, features) in enumerate(warm_up.eager, start=1):
+            self._execute(padding_batch(layout, shape, self._slots.dummy_slot, features)).wait()
+            progress("warm up", done, total + 1, "steps")
+        for done, step in enumerate(warm_up.recorded_first, start=len(warm_up.eager) + 1):
+            self._recordings.record(step)
+            progress("warm up", done, total + 1, "steps")
         self._device.runtime.synchronize()
-        progress("warm up", len(layouts), len(layouts), "shapes")
-
-
-def _named(sampled: SampledTokens) -> dict[str, torch.Tensor]:
-    results = {"token_ids": sampled.ids_K}
-    optional: Mapping[str, torch.Tensor | None] = {
-        "logprobs": sampled.logprobs_K,
-        "ranks": sampled.ranks_K,
-        "top_ids": sampled.top_ids_Kk,
-        "top_logprobs": sampled.top_logprobs_Kk,
-    }
-    results.update({name: tensor for name, tensor in optional.items() if tensor is not None})
-    return results
-
-
-def _decode_layout(rows: int) -> BatchLayout:
-    return BatchLayout(rows=rows, tokens=rows, samples=rows, page_updates=rows)
-
-
-def _largest_layout(policy: ShapePolicy, limits: ExecutorLimits) -> BatchLayout:
-    rows = max((limits.max_num_rows, *policy.row_buckets)) + 1
-    tokens = max((limits.max_step_tokens, *policy.token_buckets))
-    pages = tokens // limits.page_size + rows + limits.max_pages
-    return BatchLayout(rows=rows, tokens=tokens, samples=rows, page_updates=pages, slot_updates=rows, biases=rows)
-
-
-def _warm_layouts(policy: ShapePolicy, limits: ExecutorLimits) -> list[tuple[BatchLayout, bool]]:
-    """(layout, captured): the largest prefill, then decode shapes from the largest down: graphs share memory."""
-    rows = max(1, min(limits.max_num_rows, limits.max_step_tokens))
-    layouts = [(BatchLayout(rows=rows, tokens=limits.max_step_tokens, samples=rows, page_updates=0), False)]
-    layouts += [
-        (_decode_layout(rows), True)
-        for rows in sorted(policy.row_buckets, reverse=True)
-        if rows <= policy.max_captured_rows
-    ]
-    if not policy.max_captured_rows:
-        layouts.append((_decode_layout(1), False))
-    return layouts
-
-
-def _null_batch(layout: BatchLayout, dummy_slot: int, *, captured: bool, features: SampleFeatures) -> StepBatch:
-    """A batch of padding rows only: every write goes to the null page."""
-    lengths = np.full(layout.rows, layout.tokens // layout.rows)
-    lengths[0] += layout.tokens % layout.rows
-    batch = StepBatch(
-        step_id=-1,
-        layout=layout,
-        packed=np.zeros(layout.size, np.int32),
-        num_rows=layout.rows,
-        num_tokens=layout.tokens,
-        num_decode_rows=layout.rows if layout.tokens == layout.rows else 0,
-        num_samples=layout.samples,
-        max_query=int(lengths.max()),
-        max_kv=int(lengths.max()),
-        max_pages=1,
-        features=features,
-        captured=captured,
-    )
-    batch.section("row_slot")[:] = dummy_slot
-    np.cumsum(lengths, out=batch.section("query_start")[1:])
-    batch.section("token_row")[:] = np.repeat(np.arange(layout.rows), lengths)
-    batch.section("sample_row")[:] = np.arange(layout.samples) % layout.rows
-    batch.section("page_updates")[:] = (dummy_slot, 0, NULL_PAGE)
-    return batch
+        progress("warm up", total, total, "steps")

@@ -105,6 +105,7 @@ KINDS: dict[type[DrivetrainError], ErrorKind] = {
     core.EngineError: _down("engine_error", 5),
     core.EngineDead: _down("engine_dead", 10),
     core.Draining: _down("draining", 10),
+    core.Asleep: _down("asleep", 10),
     core.RequestFailed: _down("request_failed", 1),
 }
 """One entry for every class of the error tree; a test compares it with the tree."""

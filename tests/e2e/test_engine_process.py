@@ -16,7 +16,15 @@ import msgspec
 import pytest
 
 from drivetrain.config import EngineConfig
-from drivetrain.errors import DrivetrainError, EngineDead, ModelNotFound, Overloaded, PromptTooLong, RequestError
+from drivetrain.errors import (
+    Asleep,
+    DrivetrainError,
+    EngineDead,
+    ModelNotFound,
+    Overloaded,
+    PromptTooLong,
+    RequestError,
+)
 from drivetrain.messages import GenerateRequest
 from drivetrain.process.client import ProcessEngine
 from drivetrain.process.frames import HEADER, FromEngine, Ready
@@ -119,6 +127,11 @@ async def test_a_client_serves_many_and_cleans_up_after_each(tiny_model: Path) -
         assert stats.pages_cached > 0
         await engine.reset_prefix_cache()
         assert (await engine.stats()).pages_cached == 0
+
+        await engine.sleep()
+        with pytest.raises(Asleep, match="wake it"):
+            await answer(engine, request("too early"))
+        await engine.wake()
 
         running = asyncio.create_task(answer(engine, request("drained", max_tokens=100)))
         while not (await engine.stats()).running:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
+
+from msgspec import structs
 
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, TokenLogprob, Update
@@ -118,6 +119,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         pass
 
+    async def sleep(self) -> None:
+        pass
+
+    async def wake(self) -> None:
+        pass
+
     async def shutdown(self, *, drain_s: float) -> None:
         self.was_shut_down = True
 
@@ -189,7 +196,7 @@ class FakeEngine:
             num_cached_tokens=self.cached,
         )
         if self.fail_at is not None and at >= self.fail_at:
-            return replace(update, token_ids=[], logprobs=None, finish_reason="error", error="page 7 was lost")
+            return structs.replace(update, token_ids=[], logprobs=None, finish_reason="error", error="page 7 was lost")
         return update
 
     def _prompt_logprobs(self, request: GenerateRequest) -> list[TokenLogprob | None] | None:

@@ -8,7 +8,8 @@ from array import array
 import numpy as np
 import pytest
 
-from drivetrain.batch import BatchBuilder, prompt_logprob_span, slot_row
+from drivetrain.batch import BatchBuilder
+from drivetrain.batch_sampling import prompt_logprob_span, slot_row
 from drivetrain.request import Request
 from drivetrain.sampling import SamplingParams
 from drivetrain.scheduler import Schedule, ScheduledRow
@@ -155,15 +156,72 @@ def test_captured_steps_have_sections_of_fixed_size() -> None:
     batch = build(rows, policy)
     assert batch.captured
     assert batch.layout == BatchLayout(rows=4, tokens=4, samples=4, page_updates=4)
-    assert batch.section("sample_row").tolist() == [0, 1, 3, 3]
+    assert batch.section("sample_row").tolist() == [0, 1, 2, 3], "a captured decode step samples every row in order"
     assert batch.section("page_updates").tolist() == [[0, 2, 13], *[[DUMMY, 0, NULL_PAGE]] * 3]
 
 
-@pytest.mark.parametrize("fields", [{"admitted": True}, {"num_new_pages": 4}])
-def test_what_does_not_fit_into_a_captured_step_runs_uncaptured(fields: dict[str, object]) -> None:
+def test_captured_decode_steps_have_two_sizes_of_page_updates_and_room_for_admissions() -> None:
     policy = ShapePolicy(row_buckets=(2,), max_captured_rows=2)
-    assert not build([decode(request_of([20, 21]), 0, **fields)], policy).captured
-    assert build([decode(request_of([20, 21]), 0)], policy).captured
+    assert build([decode(request_of([20, 21]), 0)], policy).layout == BatchLayout(
+        rows=2, tokens=2, samples=2, page_updates=2
+    )
+    many = build([decode(request_of([20, 21]), 0, num_new_pages=4)], policy)
+    assert many.captured and many.layout.page_updates == 16
+    admitted = build([decode(request_of([20, 21]), 1, admitted=True)], policy)
+    assert admitted.captured and admitted.layout.slot_updates == 2
+    assert admitted.section("slot_updates")[:, 0].tolist() == [1, DUMMY]
+
+
+def test_what_does_not_fit_into_a_captured_step_runs_uncaptured() -> None:
+    policy = ShapePolicy(row_buckets=(2,), max_captured_rows=2)
+    long = request_of([20, 21])
+    long.pages = list(range(11, 30))
+    batch = build([decode(long, 0, num_new_pages=17)], policy)
+    assert not batch.captured and batch.layout.page_updates == 17
+    partly = [decode(request_of([20, 21]), 0), ScheduledRow(request_of([30, 31, 32]), 1, 1, 1, False)]
+    assert not build(partly, policy).captured, "a captured decode step would sample the second row too"
+
+
+def test_captured_steps_with_prefill_have_sections_of_fixed_size() -> None:
+    policy = ShapePolicy(row_buckets=(4,), token_buckets=(8,), max_captured_rows=4, max_captured_tokens=8)
+    rows = [decode(request_of([20, 21], [30]), 3), ScheduledRow(request_of([40, 41, 42]), 0, 0, 3, True, 0, 1, True)]
+    batch = build(rows, policy)
+    assert batch.captured and not batch.decode_only
+    assert batch.layout == BatchLayout(rows=4, tokens=8, samples=4, page_updates=6, slot_updates=4)
+    assert batch.section("row_slot").tolist() == [3, 0, DUMMY, DUMMY]
+    assert batch.section("query_start").tolist() == [0, 1, 4, 8, 8]
+    assert batch.section("token_row").tolist() == [0, 1, 1, 1, 2, 2, 2, 2]
+    assert batch.section("sample_row").tolist() == [0, 1, 3, 3]
+    assert batch.section("slot_updates")[:, 0].tolist() == [0, DUMMY, DUMMY, DUMMY]
+
+
+def test_padding_samples_never_belong_to_a_request() -> None:
+    policy = ShapePolicy(row_buckets=(2, 4), token_buckets=(4,), max_captured_tokens=4)
+    rows = [decode(request_of([20, 21]), 0), ScheduledRow(request_of([40, 41, 42, 43]), 1, 0, 3, False)]
+    batch = build(rows, policy)
+    assert batch.captured and batch.layout.rows == 4, "one row more than there are requests"
+    assert batch.section("sample_row").tolist() == [0, 3, 3, 3]
+    assert batch.section("row_slot").tolist()[3] == DUMMY
+    scored = [rows[0], ScheduledRow(request_of([40, 41, 42, 43], prompt_logprobs=0), 1, 0, 3, False)]
+    assert not build(scored, policy).captured, "scores need the states of all tokens"
+
+
+def test_a_step_that_follows_its_like_tells_only_what_moved() -> None:
+    builder = BatchBuilder(policy=ShapePolicy(), dummy_slot=DUMMY, page_size=4)
+
+    def step(rows: list[ScheduledRow]) -> StepBatch:
+        return builder.build(Schedule(0, rows, num_tokens=len(rows), num_decode_rows=len(rows), num_samples=len(rows)))
+
+    first, second = request_of([20, 21], [30]), request_of([22], temperature=1.0)
+    step([decode(first, 3), decode(second, 1)])
+    ahead = step([decode(first, 3, unknown=1, first_new_page=1, num_new_pages=1), decode(second, 1, unknown=1)])
+    assert ahead.section("row_slot").tolist() == [3, 1]
+    assert ahead.section("row_start").tolist() == [3, 1]
+    assert ahead.section("token_ids").tolist() == [LAST_TOKEN, LAST_TOKEN]
+    assert ahead.section("page_updates").tolist() == [[3, 1, 12]]
+    assert (ahead.max_kv, ahead.features.random) == (4, True)
+    alone = step([decode(first, 3, unknown=2)])
+    assert (alone.section("row_start").tolist(), alone.max_kv, alone.features.random) == ([4], 5, False)
 
 
 def test_new_pages_and_copies_are_listed() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from drivetrain.engine import Engine
-from drivetrain.errors import Overloaded, PromptTooLong, RequestError
+from drivetrain.errors import Asleep, EngineError, Overloaded, PromptTooLong, RequestError
 from drivetrain.messages import EngineStats, GenerateRequest, Update
 from drivetrain.sampling import SamplingParams
 from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, run, tiny_engine
@@ -207,6 +207,31 @@ def test_the_prefix_cache_may_be_reset_while_a_request_runs() -> None:
     engine.reset_prefix_cache()
     ids += [token for update in drain(engine) for token in update.token_ids]
     assert ids == expected
+    assert_nothing_left(engine)
+
+
+def test_a_sleeping_engine_keeps_two_pages_and_answers_the_same_once_it_wakes() -> None:
+    engine = tiny_engine()
+    pages: list[int] = []
+    runner = engine._executor
+    set_pages = runner.set_pages
+    runner.set_pages = lambda count: (pages.append(count), set_pages(count))[1]
+    expected = run(engine, [request("a")])
+    engine.submit(request("b"))
+    with pytest.raises(EngineError, match="1 requests are under way; wait for them or abort them"):
+        engine.sleep()
+    drain(engine)
+    engine.sleep()
+    engine.sleep()
+    assert runner._cache.num_pages == 2
+    assert engine.stats().pages_cached == 0
+    with pytest.raises(Asleep, match="wake it before it takes requests"):
+        engine.submit(request("c"))
+    engine.wake()
+    engine.wake()
+    assert runner._cache.num_pages == engine.info.num_pages
+    assert pages == [2, engine.info.num_pages]
+    assert run(engine, [request("a")]) == expected
     assert_nothing_left(engine)
 
 

@@ -7,6 +7,8 @@ from itertools import product
 
 import pytest
 
+from drivetrain_plugins.contract.shapes import CapturedSampling
+from fakes.replaying_device import ReplayingDevice
 from fakes.tiny_engine import random_requests, run, tiny_engine
 
 LOGPROB_TOLERANCE = 2e-4
@@ -71,3 +73,44 @@ def test_every_combination_of_features_gives_the_answers_of_the_plain_engine(see
     # Without these paths the comparison would prove little.
     assert preemptions > 0
     assert hits > 0
+
+
+EVERY_KIND: frozenset[CapturedSampling] = frozenset({"random", "filters", "penalties"})
+
+
+@pytest.mark.parametrize(
+    ("seed", "window", "captured_tokens", "sampling", "groups"),
+    [
+        (0, None, 0, frozenset[CapturedSampling](), 0),
+        (1, 24, 24, frozenset({"random"}), 0),
+        (2, None, 32, EVERY_KIND, 2),
+        (3, 24, 0, EVERY_KIND, 3),
+    ],
+)
+def test_recorded_steps_give_the_answers_of_the_plain_engine(
+    seed: int, window: int | None, captured_tokens: int, sampling: frozenset[CapturedSampling], groups: int
+) -> None:
+    """Recordings of decode and mixed steps, with and without their sampler, of shared prefixes too."""
+    count = 8
+    expected = plain_answers(seed, count, window)
+    requests = random_requests(seed, count)
+    rng = random.Random(seed)
+    replays = grouped = preemptions = 0
+    for overlap, step_tokens, pages in ((True, rng.randint(9, 24), TIGHT), (False, 64, 400)):
+        device = ReplayingDevice(captured_tokens=captured_tokens, sampling=sampling, shared_groups=groups)
+        engine = tiny_engine(
+            overlap=overlap,
+            step_tokens=step_tokens,
+            pages=pages,
+            window=window,
+            device=device,
+        )
+        if overlap:
+            engine.prepare_more()
+        assert_same(expected, run(engine, requests), set())
+        preemptions += engine.stats().preemptions
+        replays += device.runtime.replays
+        grouped += device.attention.grouped_steps
+    assert replays > 100
+    assert preemptions > 0
+    assert bool(grouped) == bool(groups)

@@ -27,6 +27,8 @@ from drivetrain.process.frames import (
     Refused,
     ResetPrefixCache,
     Shutdown,
+    Sleep,
+    Slept,
     Stats,
     Submit,
     ToEngine,
@@ -269,6 +271,25 @@ def test_the_prefix_cache_is_reset_on_demand_also_while_a_request_runs(served: R
     frontend.until(lambda message: isinstance(message, Updates))
     frontend.send(ResetPrefixCache())
     assert frontend.answer("b")[-1].finish_reason == "length"
+
+
+def test_an_engine_sleeps_only_when_nothing_runs(served: Running) -> None:
+    served.serve(tiny_engine())
+    frontend = served.connect()
+    frontend.send(Submit(request("a", max_tokens=100)))
+    frontend.until(lambda message: isinstance(message, Updates))
+    frontend.send(Sleep())
+    busy = frontend.until(lambda message: isinstance(message, Slept))[-1]
+    assert isinstance(busy, Slept) and busy.kind == "EngineError" and "1 requests are under way" in busy.message
+    frontend.answer("a")
+    frontend.send(Sleep())
+    frontend.send(Submit(request("b")))
+    asleep, refused = frontend.until(lambda message: isinstance(message, Refused))[-2:]
+    assert asleep == Slept()
+    assert isinstance(refused, Refused) and refused.kind == "Asleep"
+    frontend.send(Sleep(wake=True))
+    frontend.send(Submit(request("c")))
+    assert frontend.answer("c")[-1].finish_reason == "length"
 
 
 def test_draining_finishes_what_runs_and_refuses_what_comes(served: Running) -> None:

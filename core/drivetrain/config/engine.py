@@ -35,6 +35,12 @@ class EngineConfig:
     """Type of weights and activations; `auto` is the checkpoint's own where the device does it well, else the
     backend's choice."""
 
+    kv_dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8_e4m3", "fp8_e5m2"] = field(
+        default="auto", metadata=placed("")
+    )
+    """Type that keys and values are stored in; `auto` is that of the activations. An fp8 type halves the memory of a
+    token and the time to read it, and costs some accuracy."""
+
     quantization: Literal["auto", "none"] = field(default="auto", metadata=placed(""))
     """`auto` keeps a quantized checkpoint quantized where the backend has kernels for it; `none` expands its weights
     to `dtype` at load."""

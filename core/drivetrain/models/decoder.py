@@ -61,6 +61,11 @@ class Decoder:
         self._embed_scale = torch.tensor(spec.embedding.scale, dtype=self._dtype).item()
 
     @property
+    def share(self) -> DecoderSpec:
+        """The spec with this rank's numbers of heads and inner features."""
+        return self._share
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of this rank's weights on the device, tables aside; known before they are loaded."""
         kept = shards(self.spec, self._rank, self._world)
@@ -147,15 +152,18 @@ class Decoder:
         bias = loader.tensor("lm_head.bias") if self.spec.lm_head_bias else None
         return self._ops.prepare_linear(LinearWeight(weight=self._embed_VE[start:stop], bias=bias))
 
-    def forward(self, inputs: StepInputs, step: StepContext) -> torch.Tensor:
-        """Hidden states of all tokens after the final norm, (T, D) in the activation type.
+    def forward(self, inputs: StepInputs, step: StepContext, keep_K: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states after the final norm, (T, D) in the activation type.
 
         Args:
             inputs: of this step; `step.plan` was made for them.
+            keep_K: int64 indices of the tokens whose states are wanted, which the result then has in this order,
+                (K, D); None wants all.
         """
         residual_TD, delta_TD = self._embed(inputs), None
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             delta_TD, residual_TD = self._ops.decoder_layer(delta_TD, residual_TD, layer, step)
+        delta_TD, residual_TD = self._ops.decoder_layer(delta_TD, residual_TD, self._layers[-1], step, keep_K)
         if self._final_norm is None:
             return residual_TD if delta_TD is None else residual_TD + delta_TD
         if delta_TD is None:

@@ -30,6 +30,8 @@ from drivetrain.process.frames import (
     Refused,
     ResetPrefixCache,
     Shutdown,
+    Sleep,
+    Slept,
     Stats,
     Submit,
     ToEngine,
@@ -83,6 +85,7 @@ class ProcessEngine:
         self._phases: dict[str, Phase] = {}
         self._streams: dict[str, _Stream] = {}
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._sleep_waiters: deque[asyncio.Future[Slept]] = deque()
         self._encoder = msgspec.msgpack.Encoder()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -166,6 +169,24 @@ class ProcessEngine:
         self._write(ResetPrefixCache())
         await self.stats()
 
+    async def sleep(self) -> None:
+        """Give the memory of the KV pages back; see `EngineClient.sleep`."""
+        await self._ask_to_sleep(Sleep())
+
+    async def wake(self) -> None:
+        """Take the memory of the KV pages again; see `EngineClient.wake`."""
+        await self._ask_to_sleep(Sleep(wake=True))
+
+    async def _ask_to_sleep(self, message: Sleep) -> None:
+        if self._info is None:
+            raise EngineDead(self._failure or self._last_error or "the engine is not ready yet")
+        waiter: asyncio.Future[Slept] = asyncio.get_running_loop().create_future()
+        self._sleep_waiters.append(waiter)
+        self._write(message)
+        slept = await waiter
+        if slept.kind:
+            raise raised(Refused("", slept.kind, slept.message))
+
     async def shutdown(self, *, drain_s: float) -> None:
         """Let running requests finish for `drain_s` seconds, then abort them and end the process."""
         self._closing = True
@@ -203,6 +224,8 @@ class ProcessEngine:
                 if not waiter.done():
                     waiter.set_result(EngineStats())
             self._stats_waiters.clear()
+            while self._sleep_waiters:
+                _answer(self._sleep_waiters.popleft(), Slept("EngineDead", str(error)))
             again = ready_before and not self._closing and self._may_restart()
             self._end_streams(error, keep_unstarted=again)
             if not again:
@@ -288,7 +311,7 @@ class ProcessEngine:
         except msgspec.MsgspecError as error:
             return Died(type(error).__name__, f"a frame of the engine could not be read: {error}")
 
-    def _take(self, message: Updates | Progress | Ready | Refused | Stats) -> None:
+    def _take(self, message: Updates | Progress | Ready | Refused | Stats | Slept) -> None:
         match message:
             case Updates(updates):
                 self._dispatch(updates)
@@ -297,6 +320,9 @@ class ProcessEngine:
                 for waiter in waiters:
                     if not waiter.done():
                         waiter.set_result(stats)
+            case Slept():
+                if self._sleep_waiters:
+                    _answer(self._sleep_waiters.popleft(), message)
             case Refused(request_id=request_id):
                 stream = self._streams.get(request_id)
                 if stream is not None:
@@ -320,6 +346,11 @@ class ProcessEngine:
             if update.finish_reason is not None:
                 stream.live.discard(update.index)
             stream.changed.set()
+
+
+def _answer(waiter: asyncio.Future[Slept], slept: Slept) -> None:
+    if not waiter.done():
+        waiter.set_result(slept)
 
 
 def _describe_status(status: int) -> str:

@@ -31,13 +31,19 @@ class ResetPrefixCache(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
+class Sleep(msgspec.Struct, frozen=True, tag=True):
+    """Give the memory of the KV pages back, or take it again. Answered by `Slept`."""
+
+    wake: bool = False
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish what runs for `drain_s` seconds, abort the rest, end."""
 
     drain_s: float
 
 
-ToEngine: TypeAlias = Submit | Abort | AskStats | ResetPrefixCache | Shutdown
+ToEngine: TypeAlias = Submit | Abort | AskStats | ResetPrefixCache | Sleep | Shutdown
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -68,6 +74,13 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Slept(msgspec.Struct, frozen=True, tag=True):
+    """The engine did as `Sleep` said, or why it did not: `kind` is the name of the error class, empty if it did."""
+
+    kind: str = ""
+    message: str = ""
+
+
 class Died(msgspec.Struct, frozen=True, tag=True):
     """The engine's last words."""
 
@@ -75,7 +88,7 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-FromEngine: TypeAlias = Progress | Ready | Updates | Refused | Stats | Died
+FromEngine: TypeAlias = Progress | Ready | Updates | Refused | Stats | Slept | Died
 
 
 def refusal(request_id: str, error: errors.DrivetrainError) -> Refused:

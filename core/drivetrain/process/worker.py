@@ -35,6 +35,8 @@ from drivetrain.process.frames import (
     Ready,
     ResetPrefixCache,
     Shutdown,
+    Sleep,
+    Slept,
     Stats,
     Submit,
     ToEngine,
@@ -98,7 +100,11 @@ class Worker:
         while True:
             try:
                 while True:
-                    frontend, message = self._inbox.get(block=not engine.has_work and self._drain_until is None)
+                    idle = not engine.has_work and self._drain_until is None
+                    # As soon as a message comes, idle work stops; none takes long.
+                    while idle and self._inbox.empty() and engine.prepare_more():
+                        pass
+                    frontend, message = self._inbox.get(block=idle)
                     if not self._take(engine, frontend, message):
                         return
             except queue.Empty:
@@ -133,6 +139,14 @@ class Worker:
                 self._send(frontend, Stats(engine.stats()))
             case ResetPrefixCache():
                 engine.reset_prefix_cache()
+            case Sleep(wake):
+                assert frontend is not None
+                try:
+                    engine.wake() if wake else engine.sleep()
+                except DrivetrainError as error:
+                    self._send(frontend, Slept(type(error).__name__, str(error)))
+                else:
+                    self._send(frontend, Slept())
             case Shutdown(drain_s):
                 self._drain_until = time.monotonic() + drain_s
             case _Gone():

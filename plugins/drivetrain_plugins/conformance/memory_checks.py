@@ -115,6 +115,23 @@ def the_null_page_is_usable_before_commit(subject: Subject) -> None:
 
 
 @check()
+def pages_go_and_come_again(subject: Subject) -> None:
+    """A cache that was committed shrinks to two pages and grows again, and works as before."""
+    with _rows(subject) as rows:
+        page, cache = rows.page_size, rows.cache
+        num_pages = cache.num_pages
+        rows.step([(0, 2 * page + 1), (1, 3)])
+        rows.device.runtime.synchronize()
+        for count in (2, num_pages):
+            rows.device.allocator.commit(cache, count)
+            require(cache.num_pages == count, f"cache.num_pages: {cache.num_pages} after a commit of {count}")
+        for slot in (0, 1):
+            rows.drop(slot)
+        rows.step([(1, page + 2), (0, 3)])
+        rows.step([(0, 1), (1, 1)])
+
+
+@check()
 def copied_pages_hold_the_same_tokens(subject: Subject) -> None:
     """A sequence goes on from copies of its pages, in order with the steps that overwrite the originals."""
     with _rows(subject) as rows:

@@ -9,6 +9,7 @@ biases, C columns of slot parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -59,6 +60,11 @@ class BatchLayout:
         return _sections(self)
 
     @property
+    def offsets(self) -> Mapping[str, int]:
+        """Where each section begins."""
+        return _offsets(self)
+
+    @property
     def size(self) -> int:
         """Length of the packed buffer in int32 elements."""
         _, offset, length = self.sections[-1]
@@ -86,6 +92,11 @@ def _sections(layout: BatchLayout) -> tuple[tuple[str, int, int], ...]:
         sections.append((name, offset, length))
         offset += length
     return tuple(sections)
+
+
+@lru_cache(maxsize=4096)
+def _offsets(layout: BatchLayout) -> Mapping[str, int]:
+    return {name: offset for name, offset, _ in layout.sections}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

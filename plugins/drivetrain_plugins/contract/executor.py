@@ -14,6 +14,7 @@ from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.runtime import Fetch
 from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.errors import Unsupported
 
 Progress = Callable[[str, float, float, str], None]
 """(phase, done, total, unit): called while loading, so that people see what goes on."""
@@ -80,6 +81,25 @@ class Executor(ABC):
     @abstractmethod
     def execute(self, batch: StepBatch) -> Ticket:
         """Start a step. Steps run in the order of the calls; at most two are under way at once."""
+
+    def prepare_more(self) -> bool:
+        """Do a little work, some ten milliseconds, that makes later steps faster. Called while no step is under way.
+
+        Returns:
+            Whether there is more to do.
+        """
+        return False
+
+    def set_pages(self, num_pages: int) -> None:
+        """Keep so many pages, the null page included, up to as many as `load` planned; at least 2.
+
+        Called while no step is under way. Pages that go lose their content.
+
+        Raises:
+            Unsupported: the number is fixed.
+            OutOfMemory: they do not fit any more.
+        """
+        raise Unsupported(f"this executor's number of pages is fixed, and {num_pages} were asked for")
 
     @abstractmethod
     def close(self) -> None:

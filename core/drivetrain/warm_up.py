@@ -1,0 +1,82 @@
+"""What runs before the first request: the largest steps, so that memory can be measured, and a few recordings.
+
+The other recordings are made while nobody waits, or when they are due.
+"""
+
+from __future__ import annotations
+
+from drivetrain.layouts import captured_layout
+from drivetrain.recordings import Recorded, samples_inside
+from drivetrain_plugins.contract.batch import BatchLayout, SampleFeatures
+from drivetrain_plugins.contract.executor import ExecutorLimits
+from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
+
+_GREEDY = SampleFeatures()
+_RANDOM = SampleFeatures(random=True)
+_HEAVIEST = SampleFeatures(random=True, filters=True)
+
+
+class WarmUp:
+    """A plan of steps on padding alone.
+
+    Attributes:
+        eager: (layout, shape, features) of steps that run once.
+        recorded_first: steps to record before the memory for pages is measured, the largest first: later recordings
+            find room in the memory of earlier ones.
+    """
+
+    def __init__(self, policy: ShapePolicy, limits: ExecutorLimits) -> None:
+        self._policy, self._limits = policy, limits
+        decodes = sorted(rows for rows in policy.row_buckets if rows <= policy.max_captured_rows)
+        if decodes and limits.max_num_rows not in decodes:
+            decodes = [rows for rows in decodes if rows < limits.max_num_rows] + decodes[-1:]
+        self.eager = self._eager(bool(decodes))
+        self.recorded_first: list[Recorded] = []
+        self._later: list[Recorded] = []
+        if decodes:
+            self.recorded_first = [*self._largest_mixed(), *self._decode(decodes[-1]), *self._decode(decodes[0])]
+            self._later = [step for rows in decodes[-2:0:-1] for step in self._decode(rows)]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `next_recording` has another step."""
+        return bool(self._later)
+
+    def next_recording(self) -> Recorded | None:
+        """The next step to record while nobody waits, small ones first; None if all are recorded."""
+        return self._later.pop() if self._later else None
+
+    def _eager(self, captures: bool) -> list[tuple[BatchLayout, StepShape, SampleFeatures]]:
+        limits = self._limits
+        rows, tokens = max(1, min(limits.max_num_rows, limits.max_step_tokens)), limits.max_step_tokens
+        prefill = BatchLayout(rows=rows, tokens=tokens, samples=rows, page_updates=0)
+        steps = [(prefill, StepShape(rows=rows, tokens=tokens, pages=1), _HEAVIEST if captures else _GREEDY)]
+        if not captures:
+            decode = BatchLayout(rows=1, tokens=1, samples=1, page_updates=1)
+            steps.append((decode, StepShape(rows=1, tokens=1, pages=1, decode_only=True), _GREEDY))
+        return steps
+
+    def _decode(self, rows: int) -> list[Recorded]:
+        return self._steps(StepShape(rows=rows, tokens=rows, pages=self._pages, decode_only=True, captured=True))
+
+    def _largest_mixed(self) -> list[Recorded]:
+        policy = self._policy
+        tokens = [bucket for bucket in policy.token_buckets if bucket <= policy.max_captured_tokens]
+        if not tokens:
+            return []
+        rows = (policy.mixed_row_buckets or policy.row_buckets)[-1]
+        shape = StepShape(rows=rows, tokens=tokens[-1], pages=self._pages, captured=True)
+        return self._steps(shape)[-1:]
+
+    def _steps(self, shape: StepShape) -> list[Recorded]:
+        layout = captured_layout(shape, self._limits.page_size)
+        assert layout is not None, "a step without page updates has room for them"
+        features = [each for each in (_GREEDY, _RANDOM) if samples_inside(each, self._policy)]
+        return [
+            Recorded(layout=layout, pages=shape.pages, features=each, decode_only=shape.decode_only)
+            for each in features
+        ]
+
+    @property
+    def _pages(self) -> int:
+        return self._policy.page_buckets[0] if self._policy.page_buckets else self._limits.max_pages
