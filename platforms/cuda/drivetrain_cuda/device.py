@@ -41,6 +41,7 @@ class CudaDevice(Device):
         others: bytes that others used on the GPU before this process did.
     """
 
+    allocator: CudaAllocator
     communicator: Communicator
 
     def __init__(self, rank: RankInfo, options: CudaOptions, *, others: int) -> None:
@@ -81,6 +82,7 @@ class CudaDevice(Device):
         return classify(error, self.torch_device)
 
     def close(self) -> None:
+        self.allocator.close()
         self.runtime.close()
         self.communicator.close()
         torch.cuda.empty_cache()
