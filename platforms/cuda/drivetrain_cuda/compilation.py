@@ -16,7 +16,7 @@ from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.launch import Variant, compile_all
 from drivetrain_triton.linear import linear_variants
-from drivetrain_triton.ops import ops_variants
+from drivetrain_triton.variants import ops_variants
 
 PHASE = "compile kernels"
 MOST_THREADS = 16

@@ -41,7 +41,6 @@ class CudaDevice(Device):
         others: bytes that others used on the GPU before this process did.
     """
 
-    allocator: CudaAllocator
     communicator: Communicator
 
     def __init__(self, rank: RankInfo, options: CudaOptions, *, others: int) -> None:
@@ -54,7 +53,7 @@ class CudaDevice(Device):
         if rank.world > 1:
             self.communicator = watch = NcclCommunicator(rank, device)
         self.runtime = CudaRuntime(device, watch=watch)
-        self.allocator = CudaAllocator(
+        self.allocator = self._allocator = CudaAllocator(
             device,
             CudaMemoryDriver(rank.local_rank),
             MemorySource(
@@ -82,7 +81,7 @@ class CudaDevice(Device):
         return classify(error, self.torch_device)
 
     def close(self) -> None:
-        self.allocator.close()
+        self._allocator.close()
         self.runtime.close()
         self.communicator.close()
         torch.cuda.empty_cache()
