@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from drivetrain_cuda.attention import decode_variants
-from drivetrain_cuda.kernels.prefill import prefill_variants
+from drivetrain_cuda.kernels.prefill_variants import prefill_variants
 from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.errors import BackendError
