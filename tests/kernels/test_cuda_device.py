@@ -174,7 +174,7 @@ def answers(folder: Path, backend: str, **settings: object) -> list[list[int]]:
 
     with LLM(str(folder), backend=backend, dtype="float32", kv_memory=1 << 28, **settings) as llm:
         outputs = llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True))
-    return [list(output.token_ids) for output in outputs]
+    return [output.completions[0].token_ids for output in outputs]
 
 
 @pytest.mark.parametrize("graphs", [True, False])
