@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m-instruct
+# Which device to serve on. "auto" never passes over an NVIDIA GPU: it serves on it or says why it cannot.
+BACKEND ?= auto
 # Further flags for pip, e.g. an index that offers a CPU-only build of torch.
 PIP_FLAGS ?=
 JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
@@ -12,6 +14,10 @@ SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Triton decides at import whether it interprets, so these have a process of their own. Triton has builds for Linux only.
 KERNEL_TESTS = $(if $(filter Linux,$(shell uname -s)),TRITON_INTERPRET=1 $(RUN)/python -m pytest $(SPREAD) tests/gpu_kernels)
 INPUTS = pyproject.toml constraints.txt
+NVIDIA_DRIVER = $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1)
+ACCELERATOR = $(if $(filter auto cuda,$(BACKEND)),$(if $(NVIDIA_DRIVER),cuda))
+CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_cuda.probe import torch_cuda_build as build; sys.exit(build() is None)"
+READY = $(VENV)/.ready$(addprefix -,$(ACCELERATOR))
 
 .PHONY: help serve test test-all check docs bench clean
 
@@ -26,13 +32,22 @@ $(VENV)/.ready: $(INPUTS) | $(RUN)/python
 	$(INSTALL) -e .
 	@touch $@
 
+# A build of torch without CUDA that is there already satisfies pip, so it is taken away first.
+$(VENV)/.ready-cuda: $(INPUTS) | $(RUN)/python
+	@echo "Installing Drivetrain for NVIDIA GPUs into $(VENV) (once; some gigabytes)"
+	$(INSTALL) -e '.[cuda]'
+	@$(CUDA_BUILD_OF_TORCH) || { $(RUN)/python -m pip uninstall --quiet --yes torch && $(INSTALL) -e '.[cuda]'; }
+	@$(RUN)/drivetrain backends --backend cuda || \
+		{ echo 'Serve on the processor instead: make serve BACKEND=cpu' >&2; exit 1; }
+	@touch $@ $(VENV)/.ready
+
 $(VENV)/.ready-dev: $(INPUTS) | $(RUN)/python
 	@echo "Installing Drivetrain and its test tools into $(VENV) (once)"
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.ready
 
-serve: $(VENV)/.ready ## Set up, fetch the quick-start model, serve it on 127.0.0.1:8000
-	$(RUN)/drivetrain serve --model $(MODEL)
+serve: $(READY) ## Set up, fetch the quick-start model, serve it on 127.0.0.1:8000
+	$(RUN)/drivetrain serve --model $(MODEL) $(addprefix --backend ,$(filter-out auto,$(BACKEND)))
 
 test: $(VENV)/.ready-dev ## Set up and run the tests
 	$(RUN)/python -m pytest $(SPREAD) -m "not slow"

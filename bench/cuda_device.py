@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from drivetrain_cuda.backend import CudaBackend, CudaDevice
+from drivetrain_cuda.backend import CudaBackend
+from drivetrain_cuda.device import CudaDevice
 from drivetrain_cuda.runtime import CudaRuntime
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits

@@ -203,6 +203,22 @@ def fetch_without_a_copy(device):
     device.runtime = View()
 
 
+@fault("runtime.uploads")
+def upload_that_reads_the_host_too_late(device):
+    class Late(CpuRuntime):
+        pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def upload(self, host, destination):
+            self.pending.append((host, destination))
+
+        def synchronize(self):
+            for host, destination in self.pending:
+                destination.copy_(host)
+            self.pending.clear()
+
+    device.runtime = Late()
+
+
 @fault("runtime.a_recorded_step")
 def replay_that_does_nothing(device):
     class Idle(CpuRuntime):

@@ -217,6 +217,15 @@ def test_release_gives_everything_back() -> None:
     assert machine.synchronized == 1
 
 
+def test_closing_releases_what_is_left() -> None:
+    machine = Machine()
+    machine.committed(10)
+    machine.committed(20)
+    machine.allocator.close()
+    assert not machine.driver.reserved
+    assert machine.allocator.use().kv == 0
+
+
 def test_copied_pages_are_equal_in_every_layer_and_others_untouched() -> None:
     machine = Machine()
     cache = machine.committed(8)

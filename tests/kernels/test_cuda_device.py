@@ -1,9 +1,10 @@
-"""The CUDA device on a GPU: graphs over growing and shrinking pages, staging, uploads, results and failed recordings."""
+"""The CUDA device on a GPU: graphs over growing and shrinking pages, staging, uploads, results, failed recordings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits
 from drivetrain_plugins.errors import OutOfMemory
+from fakes.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -149,7 +151,7 @@ def test_a_recording_that_fails_leaves_the_device_usable(device) -> None:
     with pytest.raises(ValueError, match="in the middle"):
         device.runtime.capture(breaks)
     with pytest.raises(RuntimeError):
-        device.runtime.capture(lambda: x.cpu())
+        device.runtime.capture(x.cpu)
     replay = device.runtime.capture(lambda: x.mul_(3))
     replay()
     replay()
@@ -161,3 +163,36 @@ def test_running_out_of_memory_fails_a_call_and_nothing_else(device) -> None:
         torch.empty(1 << 46, dtype=torch.uint8, device="cuda")
     assert isinstance(device.classify(caught.value), OutOfMemory)
     assert torch.ones(3, device="cuda").sum().item() == 3
+
+
+PROMPTS = [[5, 9, 13, 200, 31], list(range(40, 75)), [7] * 130, [11, 12], list(range(20, 240)), [3, 250, 17]]
+
+
+def answers(folder: Path, backend: str, **settings: object) -> list[list[int]]:
+    """Greedy answers of a served model, all prompts at once."""
+    from drivetrain import LLM, SamplingParams
+
+    with LLM(str(folder), backend=backend, dtype="float32", kv_memory=1 << 28, **settings) as llm:
+        outputs = llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True))
+    return [output.completions[0].token_ids for output in outputs]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_model_answers_as_on_the_processor_and_every_kernel_was_compiled_ahead(tmp_path: Path, graphs: bool) -> None:
+    from triton import knobs
+
+    folder = write_tiny_model(tmp_path / "tiny")
+    late: list[str] = []
+
+    def note(*, repr: str, is_manual_warmup: bool, **told: object) -> None:
+        if not is_manual_warmup:
+            late.append(repr)
+
+    expected = answers(folder, "cpu")
+    knobs.runtime.jit_post_compile_hook = note
+    try:
+        got = answers(folder, "cuda", backend_options={"cuda": {"graphs": graphs}})
+    finally:
+        knobs.runtime.jit_post_compile_hook = None
+    assert got == expected
+    assert late == [], "kernels that `compile_ahead` did not list"

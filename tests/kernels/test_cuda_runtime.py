@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from drivetrain_cuda.backend import CudaBackend
 from drivetrain_cuda.communicator import NcclCommunicator
 from drivetrain_cuda.faults import classify
 from drivetrain_cuda.options import CudaOptions
@@ -15,9 +16,10 @@ from drivetrain_cuda.runtime import Waiter
 from drivetrain_cuda.shapes import row_buckets, shape_policy
 from drivetrain_cuda.upload import pieces
 from drivetrain_cuda.virtual_memory import DriverError
+from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
-from drivetrain_plugins.errors import CommunicatorError, DeviceLost, OutOfMemory
+from drivetrain_plugins.errors import BackendError, CommunicatorError, DeviceLost, OutOfMemory
 
 CPU = torch.device("cpu")
 
@@ -181,10 +183,14 @@ def test_options_have_defaults_and_refuse_unknown_keys() -> None:
         msgspec.convert({"graph": False}, CudaOptions)
 
 
+@pytest.mark.parametrize(("options", "message"), [({"graph": False}, "graph"), ({"graphs": "no"}, "graphs")])
+def test_a_bad_option_is_refused_by_name_before_anything_is_opened(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BackendError, match=rf"backend_options.cuda: .*{message}.*the keys are graphs, batch_invariant"):
+        CudaBackend().open(RankInfo(), options)
+
+
 def test_a_torch_without_nccl_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
-
-    from drivetrain_plugins.contract.backend import RankInfo
 
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
     info = RankInfo(rank=1, world=2, init_method="tcp://127.0.0.1:1", timeout_s=3)

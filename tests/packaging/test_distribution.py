@@ -77,8 +77,9 @@ def test_the_wheel_says_what_it_needs_and_what_it_brings(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     needed = {line.split(";")[0].split(">")[0].split("=")[0].strip() for line in plain_requirements(metadata)}
     assert {"torch", "tokenizers", "fastapi", "pluggy"} <= needed
-    assert "transformers" not in needed
-    assert "[drivetrain.backends]\ncpu = drivetrain_cpu.plugin" in entry_points
+    assert not {"transformers", "triton", "cuda-bindings"} & needed
+    assert {"cuda", "test"} <= set(metadata.get_all("Provides-Extra", []))
+    assert "[drivetrain.backends]\ncpu = drivetrain_cpu.plugin\ncuda = drivetrain_cuda.plugin" in entry_points
     assert "drivetrain = drivetrain_server.cli:main" in entry_points
 
 

@@ -155,6 +155,11 @@ class CudaAllocator(Allocator):
         used = max(0, memory.total - memory.free - self._source.others)
         return MemoryUse(total=memory.total, used=used, kv=kv, details=details)
 
+    def close(self) -> None:
+        """Release every cache that is left."""
+        for cache in list(self._caches):
+            self.release(cache)
+
     @property
     def _pinned(self) -> bool:
         return self._device.type == "cuda"

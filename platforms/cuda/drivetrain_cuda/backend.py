@@ -1,92 +1,25 @@
-"""The CUDA backend: opens one NVIDIA GPU for a rank and hands out its parts."""
+"""The CUDA backend: opens one NVIDIA GPU for a rank."""
 
-# Relaxed: torch's stubs leave device properties and switches half typed.
+# Relaxed: torch's stubs leave switches and handles half typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 
-from drivetrain_cuda.allocator import CudaAllocator, MemorySource
-from drivetrain_cuda.attention import CudaAttention
-from drivetrain_cuda.communicator import NcclCommunicator
-from drivetrain_cuda.compilation import start_compiling
-from drivetrain_cuda.device_memory import device_memory, tensor_at, used_before_opening
-from drivetrain_cuda.driver import CudaMemoryDriver, device_uuid
-from drivetrain_cuda.faults import classify
+from drivetrain_cuda.device_memory import used_before_opening
+from drivetrain_cuda.driver import device_uuid
 from drivetrain_cuda.options import CudaOptions
-from drivetrain_cuda.runtime import CudaRuntime
-from drivetrain_cuda.shapes import shape_policy
-from drivetrain_cuda.virtual_memory import DriverError
-from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities
-from drivetrain_plugins.contract.communicator import Communicator, SoleRank
-from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
-from drivetrain_plugins.contract.model import DecoderSpec
-from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.contract.backend import Backend, RankInfo
 from drivetrain_plugins.errors import BackendError
-from drivetrain_triton.arch import GpuArch
-from drivetrain_triton.ops import TritonOps
 
-PDL_CAPABILITY = (9, 0)
-FP8_CAPABILITY = (8, 9)
-
-
-class CudaDevice(Device):
-    """One GPU, as one rank sees it.
-
-    Args:
-        others: bytes that others used on the GPU before this process did.
-    """
-
-    communicator: Communicator
-
-    def __init__(self, rank: RankInfo, options: CudaOptions, *, others: int) -> None:
-        self.torch_device = device = torch.device("cuda", rank.local_rank)
-        self.arch = arch = gpu_arch(device)
-        self._options = options
-        self.capabilities = capabilities(device, arch, options)
-        self.communicator = SoleRank()
-        watch = None
-        if rank.world > 1:
-            self.communicator = watch = NcclCommunicator(rank, device)
-        self.runtime = CudaRuntime(device, watch=watch)
-        self.allocator = CudaAllocator(
-            device,
-            CudaMemoryDriver(rank.local_rank),
-            MemorySource(
-                measure=functools.partial(device_memory, device),
-                tensor_at=functools.partial(tensor_at, device),
-                synchronize=self.runtime.synchronize,
-                others=others,
-            ),
-        )
-        self.attention = CudaAttention(
-            arch=arch.name,
-            num_processors=arch.num_processors,
-            pdl=arch.pdl,
-            batch_invariant=options.batch_invariant,
-        )
-        self.ops = TritonOps(arch)
-
-    def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
-        return shape_policy(limits, graphs=self._options.graphs)
-
-    def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
-        return start_compiling(spec, limits, self.arch, progress)
-
-    def classify(self, error: Exception) -> BackendError | None:
-        return classify(error, self.torch_device)
-
-    def close(self) -> None:
-        self.runtime.close()
-        self.communicator.close()
-        torch.cuda.empty_cache()
+if TYPE_CHECKING:
+    from drivetrain_cuda.device import CudaDevice
 
 
 class CudaBackend(Backend):
@@ -100,59 +33,37 @@ class CudaBackend(Backend):
         except msgspec.ValidationError as error:
             known = ", ".join(CudaOptions.__struct_fields__)
             raise BackendError(f"backend_options.cuda: {error}; the keys are {known}") from error
-        try:
-            others = used_before_opening(device_uuid(rank.local_rank))
-            torch.cuda.set_device(rank.local_rank)
-            torch.cuda.init()
-        except (RuntimeError, AssertionError) as error:
-            raise BackendError(
-                f"GPU {rank.local_rank} cannot be opened: {error}; `drivetrain backends` says what stands in the way"
-            ) from error
-        set_precision()
-        try:
-            return CudaDevice(rank, settings, others=others)
-        except DriverError as error:
-            raise BackendError(f"GPU {rank.local_rank} has no virtual memory management: {error}") from error
+        # The driver makes a context without Python's lock; Triton and the kernels are imported meanwhile.
+        with ThreadPoolExecutor(1, "context") as pool:
+            context = pool.submit(_make_context, rank.local_rank)
+            from drivetrain_cuda.device import CudaDevice
+
+            try:
+                others = context.result()
+                torch.cuda.set_device(rank.local_rank)
+                set_precision()
+                return CudaDevice(rank, settings, others=others)
+            except (RuntimeError, AssertionError) as error:  # torch asserts where it finds no CUDA
+                raise BackendError(
+                    f"GPU {rank.local_rank} cannot be opened: {error}; `drivetrain backends` and `nvidia-smi` say what "
+                    "stands in the way"
+                ) from error
+
+
+def _make_context(ordinal: int) -> int:
+    """Open the GPU and cuBLAS for this process; returns the bytes that others used before."""
+    others = used_before_opening(device_uuid(ordinal))
+    torch.cuda.set_device(ordinal)
+    torch.cuda.current_blas_handle()
+    return others
 
 
 def set_precision() -> None:
     """Products are as exact as their types: fp32 without TF32, and sums of 16-bit products in fp32 throughout.
 
-    cuBLAS may else round the partial sums of a product that it splits among processors to 16 bits. Whether it splits
-    depends on the number of rows, so a token's logits would depend on how many others are in its step.
+    Where cuBLAS splits a product among processors it may else round the partial sums to 16 bits, and whether it splits
+    depends on the number of rows: a token's logits would come out coarser in some steps than in others.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-
-
-def gpu_arch(device: torch.device) -> GpuArch:
-    """The part, as kernels see it."""
-    properties = torch.cuda.get_device_properties(device)
-    return GpuArch(
-        name=f"sm_{properties.major}{properties.minor}",
-        num_processors=properties.multi_processor_count,
-        shared_bytes=properties.shared_memory_per_block_optin,
-        pdl=(properties.major, properties.minor) >= PDL_CAPABILITY,
-        warp_size=properties.warp_size,
-    )
-
-
-def capabilities(device: torch.device, arch: GpuArch, options: CudaOptions) -> Capabilities:
-    """What is served on this part."""
-    properties = torch.cuda.get_device_properties(device)
-    capability = (properties.major, properties.minor)
-    features = {arch.name, "virtual memory"} | ({"programmatic dependent launch"} if arch.pdl else set[str]())
-    return Capabilities(
-        device_name=properties.name,
-        dtypes=("bfloat16", "float16", "float32"),
-        kv_dtypes=("bfloat16", "float16", "float32", "fp8_e4m3", "fp8_e5m2"),
-        fp8="ocp" if capability >= FP8_CAPABILITY else "none",
-        page_sizes=(64, 16, 32, 128),
-        attention=frozenset({"window", "soft_cap", "sinks", "alibi", "cascade"}),
-        max_head_dim=256,
-        graphs=options.graphs,
-        async_execution=True,
-        memory_bytes=properties.total_memory,
-        features=frozenset(features),
-    )

@@ -9,14 +9,14 @@ from collections.abc import Callable
 import torch
 
 from drivetrain_cuda.attention import decode_variants
-from drivetrain_cuda.kernels.prefill import prefill_variants
+from drivetrain_cuda.kernels.prefill_variants import prefill_variants
 from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.launch import Variant, compile_all
 from drivetrain_triton.linear import linear_variants
-from drivetrain_triton.ops import ops_variants
+from drivetrain_triton.variants import ops_variants
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
@@ -24,12 +24,15 @@ _POLL_S = 0.02
 
 
 def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> list[Variant]:
-    """Every kernel that this rank's share of the model launches, specialised as its launches will be."""
+    """Every kernel that this rank's share of the model launches, specialised as its launches will be.
+
+    Those that take longest to compile come first, so that none of them begins when the others have ended.
+    """
     return [
-        *linear_variants(spec, getattr(torch, limits.dtype), arch),
-        *decode_variants(spec, limits, arch),
         *prefill_variants(spec, limits, arch),
         *ops_variants(spec, limits, arch),
+        *decode_variants(spec, limits, arch),
+        *linear_variants(spec, getattr(torch, limits.dtype), arch),
     ]
 
 

@@ -25,17 +25,23 @@ def classify(error: Exception, device: torch.device) -> BackendError | None:
     text = f"{type(error).__name__}: {error}".lower()
     if not isinstance(error, DriverError) and not any(sign in text for sign in _OF_THE_DEVICE):
         return None
+    if isinstance(error, torch.OutOfMemoryError):  # from torch's allocator, which leaves the device as it was
+        return _out_of_memory(error, device)
     failure = _context_failure(device)
     if failure is not None:
         return DeviceLost(
             f"{device} no longer answers ({failure}); first seen as: {_first_line(error)}. The engine has to be "
             "started again; `nvidia-smi` and the kernel log (Xid) tell more"
         )
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
-        return OutOfMemory(
-            f"{device} ran out of memory: {_first_line(error)}; lower the KV memory or the step's token budget"
-        )
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        return _out_of_memory(error, device)
     return None
+
+
+def _out_of_memory(error: Exception, device: torch.device) -> OutOfMemory:
+    return OutOfMemory(
+        f"{device} ran out of memory: {_first_line(error)}; lower the KV memory or the step's token budget"
+    )
 
 
 def _context_failure(device: torch.device) -> str | None:

@@ -160,8 +160,7 @@ def _package_obstacle(packages: Installed, driver: Driver) -> _Obstacle | None:
     if packages.torch_cuda is None:
         return _Obstacle(
             f"the installed PyTorch {packages.torch} is a build without CUDA",
-            "install the build for CUDA in its place: pip install --force-reinstall --no-deps torch "
-            "--index-url https://download.pytorch.org/whl/cu130, then " + INSTALL,
+            f"pip uninstall torch, then {INSTALL} from an index whose torch is built for CUDA (on Linux PyPI's is)",
         )
     # Within a major version any driver serves any build.
     if int(driver.cuda.split(".")[0]) < int(packages.torch_cuda.split(".")[0]):

@@ -136,7 +136,7 @@ class CudaRuntime(Runtime):
         if not size:
             return
         slot = self._ring[self._next]
-        slot.copied.synchronize()  # at once unless this slot's last copy has not run yet
+        self._wait_for(slot.copied)  # no wait unless this slot's last copy has not run yet
         if slot.array.size < size:
             slot = self._ring[self._next] = _Slot(max(size, 2 * slot.array.size))
         self._next = (self._next + 1) % STAGING_SLOTS

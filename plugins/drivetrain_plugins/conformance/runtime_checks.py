@@ -65,6 +65,28 @@ def stage_writes_only_the_first_elements(subject: Subject) -> None:
 
 
 @check()
+def uploads_may_be_followed_by_changes_of_the_host_tensor(subject: Subject) -> None:
+    """Weights of any shape, and parts of them, arrive in the device's type; the host tensor may change at once."""
+    runtime = subject.parts.runtime
+    uploaded: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for dtype in subject.dtypes:
+        for shape in ((1 << 16,), (97, 1031), (1, 1)):
+            host = subject.randn(*shape)
+            part = host[:, 3:1001] if shape[-1] > 1001 and len(shape) > 1 else host
+            device_x = subject.put(torch.full(part.shape, float("nan")), dtype)
+            expected = part.to(device_x.dtype, copy=True)
+            runtime.upload(part, device_x)
+            host.fill_(7.0)
+            uploaded.append((device_x, expected))
+    for device_x, expected in uploaded:
+        got = subject.get(device_x)
+        require(
+            torch.equal(got, expected),
+            f"runtime.upload: a float32 tensor of {list(expected.shape)} did not arrive as {expected.dtype}",
+        )
+
+
+@check()
 def staging_and_ops_run_in_order(subject: Subject) -> None:
     """An op between two stagings of one buffer sees the first."""
     buffer = _buffer(subject)
