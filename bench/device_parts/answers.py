@@ -39,6 +39,10 @@ ROUNDED_SCALE = 0.12
 """Of the weights in fp32 and bf16: larger ones make every token hang on all before it, and roundings too."""
 
 
+REFERENCE: dict[str, Any] = {"cpu": {"threads": 1}}
+"""Options of the reference backend: these models are too small for more threads."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
     """A greedy answer and by how much each of its tokens led."""
@@ -59,10 +63,10 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def _check_random(settings: Settings, record: Record, name: str, config: dict[str, Any]) -> None:
-    reference = _engine(config, "cpu", "float32", EXACT_SCALE, overlap=False, options={})
+    reference = _engine(config, "cpu", "float32", EXACT_SCALE, overlap=False, options=REFERENCE)
     expected = answers(reference, mixed_requests())
     reference.close()
-    reference = _engine(config, "cpu", "float32", ROUNDED_SCALE, overlap=False, options={})
+    reference = _engine(config, "cpu", "float32", ROUNDED_SCALE, overlap=False, options=REFERENCE)
     clear = _references(reference)
     reference.close()
     options = settings.engine.get("backend_options", {})

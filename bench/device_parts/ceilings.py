@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,7 +28,14 @@ def run(settings: Settings, record: Record) -> None:
     print(
         f"{found.device}: copy {found.copy_bytes_s / 1e12:.3f} TB/s, product {found.product_flop_s / 1e12:.1f} TFLOP/s"
     )
-    record.put(**asdict(found), torch=torch.__version__)
+    record.put(**asdict(found), torch=torch.__version__, triton=_version("triton"), python=platform.python_version())
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def measure() -> Ceilings:

@@ -14,9 +14,12 @@ from itertools import groupby
 from device_parts.settings import ROOT, Record, Settings
 
 COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|deselected)")
+LAST_LINE = re.compile(r"\d+ \w+.* in [\d.]+s")
 SANITIZER_ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error")
 RACES = re.compile(r"RACECHECK SUMMARY: (\d+) hazard")
 SHOWN_CHARS = 3000
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider")
+"""Warnings are not errors: a device machine has other versions of everything."""
 
 
 def run_kernels(settings: Settings, record: Record) -> None:
@@ -82,7 +85,7 @@ def run_sanitizer(settings: Settings, record: Record) -> None:
 
 def _some_tests(settings: Settings) -> list[str]:
     """Node ids, spread evenly over each file's tests."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-W", "default", settings.kernel_tests]
+    command = [*PYTEST, "--collect-only", settings.kernel_tests]
     if settings.kernel_select:
         command += ["-k", settings.kernel_select]
     answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -98,7 +101,7 @@ def _some_tests(settings: Settings) -> list[str]:
 def _pytest(
     settings: Settings, tests: list[str], wrapper: list[str] | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, object]:
-    """Run tests and read pytest's last line. Warnings are not errors: the device machine has other versions."""
+    """Run tests and read pytest's last line."""
     command = [
         *(wrapper or []),
         sys.executable,
@@ -114,22 +117,22 @@ def _pytest(
     if settings.kernel_select and not wrapper:
         command += ["-k", settings.kernel_select]
     started = time.perf_counter()
-    process = subprocess.Popen(
+    lines: list[str] = []
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        print(line, end="", flush=True)
-    returncode = process.wait()
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
+    returncode = process.returncode
     output = "".join(lines)
-    last = next((line for line in reversed(lines) if COUNTS.search(line)), "")
+    last = next((line for line in reversed(lines) if LAST_LINE.search(line)), "")
     counts = {outcome: int(count) for count, outcome in COUNTS.findall(last)}
     failed = [line.strip() for line in lines if line.startswith(("FAILED ", "ERROR "))]
     return {

@@ -54,9 +54,9 @@ def _machine(results: Results) -> str:
     found = results.get("ceilings") or next((part["ceilings"] for part in _offline(results)), None)
     if not found or "copy_bytes_s" not in found:
         return ""
-    torch = f", torch {found['torch']}" if "torch" in found else ""
+    software = [f"{name} {found[name]}" for name in ("torch", "triton") if found.get(name)]
     return (
-        f"{found['device']}{torch}: copy {found['copy_bytes_s'] / 1e12:.3g} TB/s, "
+        f"{', '.join([found['device'], *software])}: copy {found['copy_bytes_s'] / 1e12:.3g} TB/s, "
         f"bf16 product {found['product_flop_s'] / 1e12:.4g} TFLOP/s, measured in the same run."
     )
 

@@ -79,7 +79,7 @@ class Server:
             print(self.tail(), flush=True)
         self.end()
 
-    def wait_ready(self, *, period_s: float = 0.005) -> float:
+    def wait_ready(self, *, period_s: float = 0.02) -> float:
         """Seconds from the start of the process until it is ready."""
         while time.perf_counter() - self.spawned < START_LIMIT_S:
             if self.process.poll() is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ import pytest
 
 import device
 import workloads
-from device_parts import floor, report
+from device_parts import checks, floor, report
 from device_parts.ceilings import Ceilings
 from device_parts.folders import dummy_folder
-from device_parts.settings import Settings, model_config
+from device_parts.settings import Record, Settings, model_config
 from device_parts.step_profile import Span, summary
 from drivetrain.models.families import decoder_spec
 from drivetrain.tokenizer import load_tokenizer
@@ -125,6 +126,45 @@ def test_of_a_part_that_ran_twice_the_later_run_counts(tmp_path: Path):
         (folder / "results.json").write_text(json.dumps(results))
     found = report.read([tmp_path / "one", tmp_path / "two"])
     assert {name: part["status"] for name, part in found.items()} == {"one": "ok", "soak": "ok", "two": "ok"}
+
+
+FAKE_SANITIZER = """#!/bin/sh
+while [ "$1" != "${1#--}" ]; do shift 2; done
+"$@"
+echo "========= ERROR SUMMARY: $FAKE_ERRORS errors"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("errors", [0, 3])
+def test_a_few_tests_of_each_file_run_under_the_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: int):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(FAKE_SANITIZER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_ERRORS", str(errors))
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    tests = tmp_path / "kernel_tests"
+    tests.mkdir()
+    for name in ("one", "two"):
+        cases = "\n".join(f"def test_{index}(): assert {index} < 9" for index in range(7))
+        (tests / f"test_{name}.py").write_text(cases)
+    settings = Settings(
+        backend="cpu",
+        work=str(tmp_path),
+        models=("tiny",),
+        workloads=(),
+        kernel_tests="kernel_tests",
+        sanitizer_tests=3,
+    )
+    record = Record(tmp_path / "result.json")
+    checks.run_sanitizer(settings, record)
+    chosen = [test.split("/")[-1] for test in record.found["tests"]]
+    assert chosen == [f"test_{name}.py::test_{index}" for name in ("one", "two") for index in (0, 2, 4)]
+    (tool,) = record.found["tools"]
+    assert (tool["tool"], tool["errors"], tool["counts"]) == ("memcheck", errors, {"passed": 6})
+    assert record.failures == ([f"memcheck: {errors} errors"] if errors else [])
 
 
 def run_device(out: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
