@@ -10,6 +10,7 @@ import torch
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec, MlpSpec
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, Ops, StepContext, kept
+from drivetrain_triton import logits
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.linear import Linears
 
@@ -46,12 +47,8 @@ class LayerOps(Ops):
         return None, self._linears.add_product(inner_TF, layer.down, residual_TD)
 
     def logits(self, x_KD: torch.Tensor, lm_head: LinearWeight, spec: DecoderSpec) -> torch.Tensor:
-        logits_KV = self._linears.product(x_KD, lm_head, torch.float32)
-        if spec.logits_scale != 1.0:
-            logits_KV.mul_(spec.logits_scale)
-        if spec.logits_soft_cap is not None:
-            logits_KV.div_(spec.logits_soft_cap).tanh_().mul_(spec.logits_soft_cap)
-        return logits_KV
+        logits_KV = self._linears.product(x_KD, LinearWeight(weight=lm_head.weight), torch.float32)
+        return logits.finish(logits_KV, lm_head.bias, spec.logits_scale, spec.logits_soft_cap, self.arch)
 
     def _norm_linear(self, x_TD: torch.Tensor, norm: NormWeights, handle: LinearWeight) -> torch.Tensor:
         joined = self._linears.norm_product(x_TD, norm, handle)

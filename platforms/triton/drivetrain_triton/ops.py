@@ -1,7 +1,6 @@
 """Ops that every GPU backend with Triton shares: norms, activations, embedding, step inputs and sampling.
 
-What is not here keeps the reference's meaning: products of activations and weights (`linear`, `mlp`, `mix`,
-`decoder_layer`) are a backend's own. A norm with a weight of its own for each head falls to the reference, as do norms
+Products and the decoder layer are in `layers`. A norm with a weight of its own for each head falls to the reference, as do norms
 wider than a program's registers (`norms.MAX_FEATURES`).
 
 T tokens, D hidden size, F inner size, K samples, Q scored rows, V vocabulary.
@@ -12,26 +11,24 @@ T tokens, D hidden size, F inner size, K samples, Q scored rows, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.batch import BatchLayout, SampleFeatures
-from drivetrain_plugins.contract.model import Activation, DecoderSpec
-from drivetrain_plugins.contract.ops import LinearWeight, Ops
+from drivetrain_plugins.contract.model import Activation
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
-from drivetrain_triton import activations, embedding, logits, norms, prepare
+from drivetrain_triton import activations, embedding, norms, prepare
 from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.layers import LayerOps
 from drivetrain_triton.sampling.logprobs import token_logprobs
 from drivetrain_triton.sampling.sampler import Sampler
 
 
-class TritonOps(Ops):
-    """Ops around the products. Subclasses add these."""
+class TritonOps(LayerOps):
+    """Ops around the products."""
 
     def __init__(self, arch: GpuArch) -> None:
-        self.arch = arch
+        super().__init__(arch)
         self._sampler = Sampler(arch)
 
     def prepare(self, packed: torch.Tensor, layout: BatchLayout, slots: SlotState, page_size: int) -> StepInputs:
@@ -57,16 +54,6 @@ class TritonOps(Ops):
 
     def activate_gate(self, x_T2F: torch.Tensor, activation: Activation) -> torch.Tensor:
         return activations.activate_gate(x_T2F, activation, self.arch)
-
-    def logits(self, x_KD: torch.Tensor, lm_head: Any, spec: DecoderSpec) -> torch.Tensor:
-        """Products of an unquantized output matrix leave cuBLAS or hipBLASLt in float32 at once; others are cast."""
-        bias_V: torch.Tensor | None = None
-        if isinstance(lm_head, LinearWeight) and x_KD.is_cuda and x_KD.dtype != torch.float32:
-            logits_KV = torch.mm(x_KD, lm_head.weight.t(), out_dtype=torch.float32)
-            bias_V = lm_head.bias
-        else:
-            logits_KV = self.linear(x_KD, lm_head).float()
-        return logits.finish(logits_KV, bias_V, spec.logits_scale, spec.logits_soft_cap, self.arch)
 
     def sample(
         self, logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, features: SampleFeatures

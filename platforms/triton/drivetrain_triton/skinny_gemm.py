@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_triton.activated import activated
+from drivetrain_triton.activations import activated
 
 
 @triton.jit
