@@ -16,6 +16,12 @@ def scale(x, out, factor, n, BLOCK: tl.constexpr, PDL: tl.constexpr):
     tl.store(out + i, tl.load(x + i, i < n) * factor, i < n)
 
 
+@triton.jit(do_not_specialize=["first"], do_not_specialize_on_alignment=["x"])
+def copy_from(x, out, first, n, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + first + i, i < n), i < n)
+
+
 @triton.jit
 def product(x, y, out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PDL: tl.constexpr):
     i, k, j = tl.arange(0, M)[:, None], tl.arange(0, K), tl.arange(0, N)[None, :]

@@ -204,8 +204,8 @@ def _joins(norm: NormWeights, x_MK: torch.Tensor, config: LinearConfig) -> bool:
 def _library_product(x_MK: torch.Tensor, layer: LinearWeight, dtype: torch.dtype) -> torch.Tensor:
     if dtype == x_MK.dtype:
         return F.linear(x_MK, layer.weight, layer.bias)
-    if not x_MK.is_cuda:
-        return F.linear(x_MK.to(dtype), layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
+    if torch.version.cuda is None or not x_MK.is_cuda:
+        return F.linear(x_MK, layer.weight, layer.bias).to(dtype)
     out_MN = torch.mm(x_MK, layer.weight.t(), out_dtype=dtype)
     return out_MN if layer.bias is None else out_MN.add_(layer.bias)
 
