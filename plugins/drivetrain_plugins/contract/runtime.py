@@ -52,6 +52,13 @@ class Runtime(ABC):
         `host` may be changed as soon as this returns.
         """
 
+    def upload(self, host: torch.Tensor, destination: torch.Tensor) -> None:
+        """Copy a host tensor into a device tensor of the same shape, converting its type; meant for weights.
+
+        In order with the steps. `host` may be changed or freed as soon as this returns.
+        """
+        destination.copy_(host)
+
     @abstractmethod
     def fetch(self, tensors: Mapping[str, torch.Tensor]) -> Fetch:
         """Start copying tensors to the host. They may be overwritten by work issued after this call."""
