@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.scheduler import Scheduler, SchedulerLimits
+from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
@@ -26,6 +30,8 @@ from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
 
 if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
+    import torch
+
     from drivetrain_plugins.contract.backend import Device
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
@@ -55,6 +61,8 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     clock = PhaseClock(progress)
     with clock.phase("read model"):
         model = open_model(config)
+    if config.load_format != "dummy":
+        read_ahead(model.path)
     with clock.phase("find device"):
         backend = choose(config)
     with clock.phase("open device"):
@@ -63,8 +71,9 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     gaps = device.unsupported(model.spec, limits)
     if gaps:
         raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
-    executor = device.executor() or _model_runner(device)
-    spec, weights = open_model_weights(config, model, limits.dtype)
+    own = device.executor()
+    executor = own or _model_runner(device)
+    spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
     plan = executor.load(spec, weights, limits, clock.progress)
     return connect(
         config,
@@ -109,9 +118,25 @@ def choose(config: EngineConfig) -> BackendSpec:
     Raises:
         BackendError: none can serve, or the one asked for cannot.
     """
-    spec = choose_backend(config.backend, blocked=config.blocked_backends).spec
+    spec = choose_backend(config.backend, blocked=config.blocked_backends, on_found=_import_torch_ahead).spec
     assert spec is not None, "a selected backend has a spec"
     return spec
+
+
+def _import_torch_ahead(found: Sequence[BackendSpec]) -> None:
+    """Import torch while backends are probed, which takes seconds.
+
+    Its libraries read the environment only when they are loaded. So that of every backend that may be chosen is set
+    before; where two contradict each other, torch is imported once the choice is made.
+    """
+    wanted: dict[str, str] = {}
+    for spec in found:
+        if any(wanted.setdefault(name, value) != value for name, value in spec.environment.items()):
+            return
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    # No daemon: libraries must not be loaded while a process that found no backend ends.
+    threading.Thread(target=importlib.import_module, args=("torch",), name="import torch").start()
 
 
 def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
@@ -151,8 +176,13 @@ def _model_runner(device: Device) -> Executor:
     return ModelRunner(device)
 
 
-def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -> tuple[DecoderSpec, Weights]:
+def open_model_weights(
+    config: EngineConfig, model: OpenedModel, dtype: Dtype, device: torch.device | None = None
+) -> tuple[DecoderSpec, Weights]:
     """The checkpoint under canonical names, or random weights in its place.
+
+    Args:
+        device: where random weights are made; None is the host.
 
     Returns:
         The spec, tied if the checkpoint has no output matrix of its own, and the weights.
@@ -165,7 +195,7 @@ def open_model_weights(config: EngineConfig, model: OpenedModel, dtype: Dtype) -
     from drivetrain.weights.source import open_weights
 
     if config.load_format == "dummy":
-        return model.spec, RandomWeights(model.spec, dtype=dtype, seed=config.seed)
+        return model.spec, RandomWeights(model.spec, dtype=dtype, seed=config.seed, device=device)
     found = "gguf" if model.path.suffix == ".gguf" else "safetensors"
     if config.load_format not in ("auto", found):
         raise ConfigError(f"load_format: got {config.load_format}, but {model.path} holds {found}; leave it out")

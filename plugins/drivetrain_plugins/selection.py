@@ -6,11 +6,12 @@ says so (`idle_hardware`), nothing slower is chosen in its place until the user 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from drivetrain_plugins.discovery import blocked_by_environment, discover
 from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady
 from drivetrain_plugins.probing import probe_backends
+from drivetrain_plugins.spec import BackendSpec
 from drivetrain_plugins.status import BackendState, Status
 from drivetrain_plugins.suggestion import did_you_mean
 from drivetrain_plugins.survey import Survey, survey_of
@@ -19,18 +20,26 @@ AUTO = "auto"
 NOTHING_INSTALLED = "No backend is installed. Install drivetrain again: its CPU backend comes with it."
 
 
-def choose_backend(requested: str = AUTO, *, blocked: Collection[str] = ()) -> BackendState:
+def choose_backend(
+    requested: str = AUTO,
+    *,
+    blocked: Collection[str] = (),
+    on_found: Callable[[Sequence[BackendSpec]], None] | None = None,
+) -> BackendState:
     """Discover, probe and select. Probes only the one asked for, so that no other vendor's slow probe delays a start.
 
     Args:
         requested: a backend's name, or "auto".
         blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
+        on_found: told, before any probe begins, which backends may be chosen.
 
     Raises:
         BackendNotReady, NoBackendReady, HardwareIdle, BackendTie: as `select_backend`.
     """
     discovery = discover(blocked=frozenset(blocked) | blocked_by_environment())
     asked_for = [backend for backend in discovery.found if backend.spec.name == requested]
+    if on_found is not None:
+        on_found([backend.spec for backend in asked_for or discovery.found])
     for state in probe_backends(asked_for):
         if state.status is Status.READY:
             return state

@@ -36,7 +36,8 @@ class BackendSpec:
         description: one line for people.
         options: "module:schema" of the `[backend_options.NAME]` table, if the backend takes options.
         environment: variables that the vendor's libraries read when they are loaded. Core sets those that are not set
-            before it imports `backend`, in processes that use the device and nowhere else.
+            before it imports `backend`, in processes that use the device and nowhere else. There it may set those of
+            other backends that were found too, unless two contradict each other.
         version: version of the backend, for reports; discovery puts in the distribution's if it is left empty.
 
     Raises:

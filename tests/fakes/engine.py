@@ -119,6 +119,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         pass
 
+    def launch(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
     async def sleep(self) -> None:
         pass
 

@@ -193,6 +193,24 @@ def test_the_embedding_scale_is_rounded_to_the_activation_type() -> None:
     assert torch.equal(streams[0][0], weights.load("embed.weight")[3].bfloat16() * scale)
 
 
+def test_kept_tokens_have_the_states_that_they_have_among_all() -> None:
+    spec = decoder_spec(LLAMA)
+    device = cpu_device()
+    decoder = Decoder(spec, device, "float32", MAX_LEN)
+    decoder.load(HostWeights(spec), silent)
+    forward, states = decoder.forward, []
+    keep_K = torch.tensor([3, 0, 3])
+
+    def both(inputs, step):  # type: ignore[no-untyped-def]
+        states.extend((forward(inputs, step, keep_K), forward(inputs, step)))
+        return states[1]
+
+    decoder.forward = both  # type: ignore[method-assign]
+    Session(decoder, device).step([Row(0, 0, [5, 6, 7, 8])])
+    assert states[0].shape[0] == 3
+    torch.testing.assert_close(states[0], states[1][keep_K])
+
+
 def test_more_positions_than_were_learned_are_refused() -> None:
     spec = decoder_spec(
         {"architectures": ["GPT2LMHeadModel"], "vocab_size": 9, "n_embd": 8} | {"n_layer": 1, "n_head": 1}

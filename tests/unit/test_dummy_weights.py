@@ -54,6 +54,11 @@ def test_slices_equal_slices_of_the_whole(name: str) -> None:
         weights.get_slice(name, 0, 0, 10**6)
 
 
+def test_values_may_be_made_on_another_device() -> None:
+    made = DummyWeights({"a.weight": ((3, BLOCK), torch.bfloat16)}, device=torch.device("meta")).get("a.weight")
+    assert made.device.type == "meta" and made.shape == (3, BLOCK)
+
+
 def test_bytes_add_up_and_unknown_names_are_errors() -> None:
     weights = DummyWeights(SHAPES)
     assert weights.names() == list(SHAPES)

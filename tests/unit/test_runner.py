@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend, CpuDevice
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_plugins.contract.backend import RankInfo
+from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.ops import LinearWeight
 from drivetrain_plugins.errors import BackendError, OutOfMemory
 from fakes.replaying_device import ReplayingDevice
 from fakes.tiny_engine import random_requests, run, tiny_engine
@@ -82,6 +86,86 @@ def test_each_shape_is_captured_once() -> None:
     run(engine, [greedy("b", range(20, 25)), greedy("c", range(30, 35))])
     run(engine, [greedy("d", range(40, 45))])
     assert device.runtime.captures - captures <= 1, "a second shape is new, the first is not"
+
+
+def test_shapes_that_were_not_recorded_at_start_are_recorded_while_nobody_waits() -> None:
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=8, device=device)
+    at_start = device.runtime.captures
+    assert at_start == 4, "greedy and random, for the most rows and for one"
+    engine.submit(greedy("a", range(10, 15)))
+    assert not engine.prepare_more(), "a request waits"
+    drain(engine)
+    rounds = 1
+    while engine.prepare_more():
+        rounds += 1
+    assert device.runtime.captures - at_start == rounds == 4, "greedy and random, for 2 and 4 rows"
+    captures = device.runtime.captures
+    run(engine, [greedy(name, range(10 + at, 15 + at)) for at, name in enumerate("abc")])
+    assert device.runtime.captures == captures
+
+
+def test_a_shape_that_comes_twice_is_recorded_and_one_that_comes_once_is_not() -> None:
+    device = ReplayingDevice(captured_tokens=32)
+    engine = tiny_engine(rows=4, device=device)
+    at_start = device.runtime.captures
+    expected = run(tiny_engine(rows=4), [greedy("b", range(40, 59), max_tokens=1)])
+    for captures, name in ((0, "a"), (1, "b"), (1, "c")):
+        answers = run(engine, [greedy(name, range(40, 59), max_tokens=1)])
+        assert device.runtime.captures - at_start == captures, name
+        assert answers[name, 0] == expected["b", 0]
+        engine.reset_prefix_cache()
+
+
+def test_recording_touches_no_request() -> None:
+    """A recording made between the steps of running requests leaves pages, last tokens and counts as they are."""
+    params = {"repetition_penalty": 1.4, "max_tokens": 12}
+    requests = [greedy("a", range(10, 30), **params), greedy("b", range(40, 70), **params)]
+    expected = run(tiny_engine(rows=4), requests)
+    device = ReplayingDevice(captured_tokens=64, sampling=frozenset({"random", "penalties"}))
+    engine = tiny_engine(rows=4, device=device, overlap=True)
+    assert run(engine, requests) == expected
+    assert run(engine, requests) == expected
+
+
+def test_a_shape_for_whose_recording_memory_is_lacking_runs_as_it_is() -> None:
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=4, device=device)
+    expected = run(tiny_engine(rows=4), [greedy(name, range(10, 15)) for name in "ab"])
+    refused: list[int] = []
+
+    def refuse(step: object) -> None:
+        refused.append(1)
+        raise RuntimeError(PLANTED)
+
+    engine._executor._recordings._capture = refuse
+    device.classify = lambda error: OutOfMemory(str(error)) if PLANTED in str(error) else None
+    assert run(engine, [greedy(name, range(10, 15)) for name in "ab"]) == expected
+    assert len(refused) == 1, "it is not tried again"
+
+
+def test_kernels_are_compiled_while_weights_load_and_awaited_before_the_first_step() -> None:
+    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    events: list[str] = []
+
+    class Ops(CpuOps):
+        def prepare_linear(self, weight: LinearWeight) -> object:
+            events.append("weight")
+            return super().prepare_linear(weight)
+
+        def embed(self, *args: torch.Tensor) -> torch.Tensor:
+            events.append("step")
+            return super().embed(*args)
+
+    def compile_ahead(spec: DecoderSpec, *_: object) -> Callable[[], None]:
+        assert spec.layers[0].mixer.num_heads == 4
+        events.append("begin")
+        return lambda: events.append("end")
+
+    device.ops, device.compile_ahead = Ops(), compile_ahead
+    tiny_engine(device=device)
+    order = list(dict.fromkeys(events))
+    assert order == ["begin", "weight", "end", "step"]
 
 
 def test_recordings_of_a_buffer_that_was_too_small_are_made_again() -> None:

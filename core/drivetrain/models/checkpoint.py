@@ -183,13 +183,15 @@ class RandomWeights(Weights):
     Args:
         dtype: type of every weight.
         seed: another seed gives other values.
+        device: where they are made.
     """
 
-    def __init__(self, spec: DecoderSpec, *, dtype: Dtype, seed: int = 0) -> None:
+    def __init__(self, spec: DecoderSpec, *, dtype: Dtype, seed: int = 0, device: torch.device | None = None) -> None:
         from drivetrain.weights.dummy import DummyWeights
 
         stored: torch.dtype = getattr(torch, dtype)
-        self._source = DummyWeights({name: (shape, stored) for name, shape in weight_shapes(spec)}, seed=seed)
+        tensors = {name: (shape, stored) for name, shape in weight_shapes(spec)}
+        self._source = DummyWeights(tensors, seed=seed, device=device)
 
     @property
     def total_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""From canonical weights on the host to prepared weights on the device, one tensor at a time."""
+"""From canonical weights, on the host or made on the device, to prepared ones, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class WeightLoader:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """This rank's share of a weight, on the device."""
-        host = self._host(name)
-        out = torch.empty(host.shape, dtype=dtype or self._dtype, device=self._device.torch_device)
-        return out.copy_(host)
+        source = self._source(name)
+        out = torch.empty(source.shape, dtype=dtype or self._dtype, device=self._device.torch_device)
+        self._copy(source, out)
+        return out
 
     def norm(self, name: str, spec: NormSpec) -> NormWeights:
         """A norm's weight and bias, those that it has."""
@@ -75,7 +76,7 @@ class WeightLoader:
         out = torch.empty(sum(rows), *self._share(names[0])[1:], dtype=self._dtype, device=self._device.torch_device)
         start = 0
         for name, count in zip(names, rows, strict=True):
-            out[start : start + count].copy_(self._host(name))
+            self._copy(self._source(name), out[start : start + count])
             start += count
         return out
 
@@ -86,7 +87,14 @@ class WeightLoader:
             shape[kept.dim] = kept.stop - kept.start
         return tuple(shape)
 
-    def _host(self, name: str) -> torch.Tensor:
+    def _copy(self, source: torch.Tensor, destination: torch.Tensor) -> None:
+        if source.device == destination.device:
+            destination.copy_(source)
+        else:
+            self._device.runtime.upload(source, destination)
+
+    def _source(self, name: str) -> torch.Tensor:
+        """This rank's share of a weight, as it was read or made."""
         whole = self._weights.load(name)
         expected, kept = self._shapes[name], self._shards[name]
         if tuple(whole.shape) != expected:

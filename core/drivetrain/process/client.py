@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from drivetrain.config import EngineConfig
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
+from drivetrain.process.child import EngineProcess
 from drivetrain.process.frames import (
     HEADER,
     Abort,
@@ -88,7 +86,8 @@ class ProcessEngine:
         self._sleep_waiters: deque[asyncio.Future[Slept]] = deque()
         self._encoder = msgspec.msgpack.Encoder()
         self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: EngineProcess | None = None
+        self._launched: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._closing = False
@@ -113,6 +112,17 @@ class ProcessEngine:
     def pid(self) -> int | None:
         """The engine's process id."""
         return None if self._process is None else self._process.pid
+
+    def launch(self) -> None:
+        """Start the process ahead of `start`, so that it loads while this one still imports what it needs."""
+        self._launched = EngineProcess(self._config)
+
+    def abandon(self) -> None:
+        """End a process that was launched, if `start` has not taken it over."""
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            launched.kill()
+            launched.close()
 
     async def start(self) -> None:
         """Start the engine and return once it is ready.
@@ -252,22 +262,17 @@ class ProcessEngine:
     async def _run_once(self) -> DrivetrainError:
         """Start the process, serve until it ends, and say why it ended."""
         last_words: Died | None = None
-        with tempfile.TemporaryDirectory(prefix="drivetrain-") as folder:
-            socket_path = Path(folder) / "engine.sock"
-            process = self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "drivetrain.process.worker", str(socket_path), stdin=asyncio.subprocess.PIPE
-            )
-            assert process.stdin is not None
-            config = msgspec.json.encode(self._config)
-            process.stdin.write(len(config).to_bytes(4, "little") + config)
-            connection = await self._connect(process, socket_path)
+        launched, self._launched = self._launched, None
+        with launched or EngineProcess(self._config) as process:
+            self._process = process
+            connection = await self._connect(process)
             if connection is not None:
                 reader, self._writer = connection
                 last_words = await self._read(reader)
                 self._writer.close()
                 with contextlib.suppress(OSError):
                     await self._writer.wait_closed()
-            process.stdin.close()
+            process.let_go()
             try:
                 async with asyncio.timeout(_EXIT_TIMEOUT_S):
                     status = await process.wait()
@@ -282,14 +287,12 @@ class ProcessEngine:
             )
         return EngineDead(f"the engine process {_describe_status(status)}")
 
-    async def _connect(
-        self, process: asyncio.subprocess.Process, path: Path
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _connect(self, process: EngineProcess) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """Connect once the process listens; None if it ended first."""
         deadline = time.monotonic() + _CONNECT_TIMEOUT_S
         while process.returncode is None and time.monotonic() < deadline:
             try:
-                return await asyncio.open_unix_connection(str(path), limit=_STREAM_LIMIT)
+                return await asyncio.open_unix_connection(process.socket_path, limit=_STREAM_LIMIT)
             except (FileNotFoundError, ConnectionRefusedError):
                 await asyncio.sleep(0.02)
         return None

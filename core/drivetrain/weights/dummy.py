@@ -25,14 +25,21 @@ class DummyWeights:
         tensors: name to shape and dtype (floating point including float8, or integer).
         seed: another seed gives other values.
         std: standard deviation of floating-point values; integers are uniform over their range.
+        device: where the tensors are made; their values are the same on each.
     """
 
     def __init__(
-        self, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]], *, seed: int = 0, std: float = 0.02
+        self,
+        tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        *,
+        seed: int = 0,
+        std: float = 0.02,
+        device: torch.device | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self._seed = seed
         self._std = std
+        self._device = device
         self._blocks: dict[torch.dtype, torch.Tensor] = {}
 
     @property
@@ -75,7 +82,7 @@ class DummyWeights:
         block = self._block(info.dtype)
         digest = hashlib.blake2b(f"{self._seed}/{name}".encode(), digest_size=8).digest()
         position = (int.from_bytes(digest, "little") + start) % BLOCK
-        values = torch.empty(stop - start, dtype=info.dtype)
+        values = torch.empty(stop - start, dtype=info.dtype, device=self._device)
         head = min(BLOCK - position, len(values))
         values[:head] = block[position : position + head]
         num_whole = (len(values) - head) // BLOCK
@@ -102,5 +109,5 @@ class DummyWeights:
                 # `high` is exclusive and a signed 64-bit number.
                 high = min(limits.max, 2**63 - 2) + 1
                 block = torch.randint(limits.min, high, (BLOCK,), generator=generator).to(dtype)
-            self._blocks[dtype] = block
+            block = self._blocks[dtype] = block.to(self._device)
         return block

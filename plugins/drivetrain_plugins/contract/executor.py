@@ -25,7 +25,7 @@ class Weights(ABC):
 
     @abstractmethod
     def load(self, name: str) -> torch.Tensor:
-        """The whole weight on the host, in the checkpoint's type.
+        """The whole weight in the checkpoint's type: on the host, or on the device if it is made there.
 
         Raises:
             DrivetrainError: missing, corrupt, or of the wrong shape; names file, tensor and shapes.

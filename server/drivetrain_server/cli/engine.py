@@ -13,11 +13,12 @@ from drivetrain.sampling import SamplingParams
 if TYPE_CHECKING:
     from drivetrain.client import EngineClient
     from drivetrain.frontend import Frontend
+    from drivetrain.process.client import ProcessEngine
 
 END_S = 5.0
 
 
-def new_engine(config: Config) -> EngineClient:
+def new_engine(config: Config) -> ProcessEngine:
     """An engine in a process of its own, not started."""
     from drivetrain.process.client import ProcessEngine
 

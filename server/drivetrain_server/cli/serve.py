@@ -12,6 +12,7 @@ from drivetrain_server.cli.config_flags import configured
 
 if TYPE_CHECKING:
     from drivetrain.client import EngineClient
+    from drivetrain_server.lifecycle import FrontendFactory
 
 REFRESH_S = 0.1
 
@@ -21,11 +22,21 @@ def serve(config: Config) -> None:
     """Serve a model over HTTP, OpenAI-style."""
     from drivetrain_server.cli.engine import frontend_factory, new_engine
     from drivetrain_server.cli.models import with_model
-    from drivetrain_server.serve import serve as run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     config = with_model(config)
     engine = new_engine(config)
+    engine.launch()
+    try:
+        _run(config, engine, frontend_factory(config))
+    finally:
+        engine.abandon()
+
+
+def _run(config: Config, engine: EngineClient, frontend_factory: FrontendFactory) -> None:
+    # Imported while the engine loads.
+    from drivetrain_server.serve import serve as run_server
+
     ended = threading.Event()
     shown = threading.Thread(target=_show_phases, args=(engine, ended), name="phases", daemon=True)
     shown.start()
@@ -34,7 +45,7 @@ def serve(config: Config) -> None:
             config.engine,
             config.server,
             engine_factory=lambda _: engine,
-            frontend_factory=frontend_factory(config),
+            frontend_factory=frontend_factory,
             announce=lambda text: print(text, file=sys.stderr, flush=True),
         )
     finally:
