@@ -3,8 +3,8 @@
 R rows, W work items.
 """
 
-# pyright: basic
 # Relaxed: Triton's language is untyped.
+# pyright: basic, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def make_plan(
     if num_items:
         launch(
             plan_kernel,
-            (triton.cdiv(num_items, PLAN_ITEMS),),
+            (-(-num_items // PLAN_ITEMS),),
             work_W2,
             inputs.row_slot_R,
             inputs.row_start_R,
