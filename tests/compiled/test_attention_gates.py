@@ -152,9 +152,7 @@ def test_whatever_a_step_launches_was_listed(rows: int, decode_only: bool) -> No
     attention = _DecodeOnly(arch="sm_90", num_processors=132, pdl=True)
     for shared_groups in (0, 8):
         tokens = rows if decode_only else rows + 3
-        shape = StepShape(
-            rows=rows, tokens=tokens, pages=9, decode_only=decode_only, shared_groups=shared_groups
-        )
+        shape = StepShape(rows=rows, tokens=tokens, pages=9, decode_only=decode_only, shared_groups=shared_groups)
         for spec in specs:
             pages = _meta(77, 64, spec.num_kv_heads, spec.head_dim, dtype=torch.float8_e4m3fn)
             cache = SimpleNamespace(spec=SimpleNamespace(page_size=64), k=[pages], v=[pages])

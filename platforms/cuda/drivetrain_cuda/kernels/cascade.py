@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import load_heads
-from drivetrain_cuda.kernels.tiles import LOG2_E, attend_span
+from drivetrain_cuda.kernels.heads import load_angles, load_heads, transform_heads
+from drivetrain_cuda.kernels.tiles import LOG2_E, attend_span, page_of
 from drivetrain_cuda.kernels.work import (
     BLOCK_FIRST,
     BLOCK_LAST,
@@ -95,12 +95,12 @@ def cascade_kernel(
     first_head = tl.program_id(0) % CHUNKS * PACK
     entry_ptr = shared_work_ptr + tl.program_id(1) * SHARED_ENTRY
     block_first = tl.load(entry_ptr + BLOCK_FIRST)
-    if block_first < 0:
-        return
     block_last = tl.load(entry_ptr + BLOCK_LAST)
     first = tl.load(entry_ptr + SHARED_FIRST)
     end = tl.load(entry_ptr + SHARED_LAST)
     part = tl.load(entry_ptr + SHARED_PART)
+    if block_first < 0:
+        return
 
     m_M = tl.arange(0, BLOCK_M)
     d_K = tl.arange(0, BLOCK_K)
@@ -111,19 +111,26 @@ def cascade_kernel(
     row_M = tl.load(shared_rows_ptr + place_M, mask=valid_M, other=0)
     token_M = tl.load(query_start_ptr + row_M, mask=valid_M, other=0)
     query_position_M = tl.load(kv_len_ptr + row_M, mask=valid_M, other=1).to(tl.int32) - 1
-    q_MK = load_heads(
-        q_ptr, token_M * token_stride + head_M * HEAD_DIM, valid_M, query_position_M, q_norm_ptr, cos_ptr, sin_ptr, eps,
-        weight_offset, HEAD_DIM, BLOCK_K, NORM, LATE_WEIGHT, ROTARY_DIM, INTERLEAVED,
+    slot = tl.load(row_slot_ptr + tl.load(shared_rows_ptr + block_first))
+    row_table_ptr = table_ptr + slot * table_stride
+    first_page = page_of(row_table_ptr, first, end, BLOCK_N, PAGE)
+    q_MK, pair_MK, weight_K, pair_weight_K = load_heads(
+        q_ptr, token_M * token_stride + head_M * HEAD_DIM, valid_M, q_norm_ptr, HEAD_DIM, BLOCK_K, NORM, ROTARY_DIM,
+        INTERLEAVED,
+    )  # fmt: skip
+    cos_MK, sin_MK = load_angles(query_position_M, cos_ptr, sin_ptr, BLOCK_K, ROTARY_DIM, INTERLEAVED)
+    q_MK = transform_heads(
+        q_MK, pair_MK, weight_K, pair_weight_K, cos_MK, sin_MK, eps, weight_offset, HEAD_DIM, NORM,
+        q_norm_ptr is not None, LATE_WEIGHT, ROTARY_DIM,
     )  # fmt: skip
     alibi_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if ALIBI:
         alibi_M = tl.load(alibi_ptr + head_M, mask=valid_M, other=0.0) * LOG2_E
-    slot = tl.load(row_slot_ptr + tl.load(shared_rows_ptr + block_first))
     head_ptr = kv_head.to(tl.int64) * stride_head
     o_MK, m_max_M, l_M = attend_span(
-        q_MK, k_ptr + head_ptr, v_ptr + head_ptr, table_ptr + slot * table_stride, first, end, 0, query_position_M,
-        alibi_M, stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM, PAGE, STAGES, False,
-        SOFT_CAP, ALIBI, SOFT_FP8, EXACT,
+        q_MK, k_ptr + head_ptr, v_ptr + head_ptr, row_table_ptr, first_page, first, end, 0, query_position_M, alibi_M,
+        stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM, PAGE, STAGES, False, SOFT_CAP,
+        ALIBI, SOFT_FP8, EXACT,
     )  # fmt: skip
     part_M = (tl.load(shared_part_ptr + place_M, mask=valid_M, other=0) + part).to(tl.int64)
     line_M = part_M * NUM_HEADS + head_M

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import from_cache, load_heads, to_cache
-from drivetrain_cuda.kernels.tiles import LOG2_E, LOWEST, attend_span, scores_of
+from drivetrain_cuda.kernels.heads import from_cache, load_angles, load_heads, to_cache, transform_heads
+from drivetrain_cuda.kernels.tiles import LOG2_E, LOWEST, attend_span, page_of, scores_of
 from drivetrain_cuda.kernels.work import (
     ALL_PARTS,
     ENTRY,
@@ -108,9 +108,8 @@ def decode_kernel(
     kv_head = tl.program_id(0) // CHUNKS
     first_head = tl.program_id(0) % CHUNKS * PACK
     entry_ptr = work_ptr + tl.program_id(1) * ENTRY
+    # All loads that depend on nothing but the entry come before the first one is needed.
     token = tl.load(entry_ptr + TOKEN).to(tl.int64)
-    if token < 0:
-        return
     slot = tl.load(entry_ptr + SLOT).to(tl.int64)
     first = tl.load(entry_ptr + FIRST)
     last = tl.load(entry_ptr + LAST)
@@ -119,43 +118,56 @@ def decode_kernel(
     first_part = tl.load(entry_ptr + FIRST_PART)
     own_parts = tl.load(entry_ptr + OWN_PARTS)
     all_parts = tl.load(entry_ptr + ALL_PARTS)
+    if token < 0:
+        return
 
     m_M = tl.arange(0, BLOCK_M)
     d_K = tl.arange(0, BLOCK_K)
     in_group_M = (m_M < PACK) & (first_head + m_M < GROUP)
     in_head_K = d_K < HEAD_DIM
     head_M = kv_head * GROUP + first_head + m_M
-    query_position_M = tl.zeros_like(m_M) + (length - 1)
+    one = tl.arange(0, 1)
+    end = last
+    if FUSED:
+        end = tl.minimum(last, length - 1)
+    row_table_ptr = table_ptr + slot * table_stride
+    first_page = page_of(row_table_ptr, first, end, BLOCK_N, PAGE)
     NORM_Q: tl.constexpr = FUSED and NORM
     ROTARY_Q: tl.constexpr = ROTARY_DIM if FUSED else 0
-    q_MK = load_heads(
-        q_ptr, token * token_stride + head_M * HEAD_DIM, in_group_M, query_position_M, q_norm_ptr, cos_ptr, sin_ptr,
-        eps, weight_offset, HEAD_DIM, BLOCK_K, NORM_Q, LATE_WEIGHT, ROTARY_Q, INTERLEAVED,
+    q_MK, q_pair_MK, q_weight_K, q_pair_weight_K = load_heads(
+        q_ptr, token * token_stride + head_M * HEAD_DIM, in_group_M, q_norm_ptr, HEAD_DIM, BLOCK_K, NORM_Q, ROTARY_Q,
+        INTERLEAVED,
+    )  # fmt: skip
+    cos_1K, sin_1K = load_angles(one + (length - 1), cos_ptr, sin_ptr, BLOCK_K, ROTARY_Q, INTERLEAVED)
+    if FUSED:
+        new_offset = token * token_stride + kv_head * HEAD_DIM + one
+        k_1K, k_pair_1K, k_weight_K, k_pair_weight_K = load_heads(
+            k_new_ptr, new_offset, one == 0, k_norm_ptr, HEAD_DIM, BLOCK_K, NORM, ROTARY_DIM, INTERLEAVED
+        )
+        v_1K = tl.load(v_new_ptr + new_offset[:, None] + d_K[None, :], mask=in_head_K[None, :], other=0.0)
+        k_1K = transform_heads(
+            k_1K, k_pair_1K, k_weight_K, k_pair_weight_K, cos_1K, sin_1K, eps, weight_offset, HEAD_DIM, NORM,
+            k_norm_ptr is not None, LATE_WEIGHT, ROTARY_DIM,
+        )  # fmt: skip
+        k_1K = to_cache(k_1K, k_ptr.dtype.element_ty, SOFT_FP8)
+        v_1K = to_cache(v_1K, v_ptr.dtype.element_ty, SOFT_FP8)
+    q_MK = transform_heads(
+        q_MK, q_pair_MK, q_weight_K, q_pair_weight_K, cos_1K, sin_1K, eps, weight_offset, HEAD_DIM, NORM_Q,
+        q_norm_ptr is not None, LATE_WEIGHT, ROTARY_Q,
     )  # fmt: skip
     alibi_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if ALIBI:
         alibi_M = tl.load(alibi_ptr + head_M, mask=in_group_M, other=0.0) * LOG2_E
     head_ptr = kv_head.to(tl.int64) * stride_head
-    end = last
-    if FUSED:
-        one = tl.arange(0, 1)
-        new_offset = token * token_stride + kv_head * HEAD_DIM + one
-        k_1K = load_heads(
-            k_new_ptr, new_offset, one == 0, one + (length - 1), k_norm_ptr, cos_ptr, sin_ptr, eps, weight_offset,
-            HEAD_DIM, BLOCK_K, NORM, LATE_WEIGHT, ROTARY_DIM, INTERLEAVED,
-        )  # fmt: skip
-        v_1K = tl.load(v_new_ptr + new_offset[:, None] + d_K[None, :], mask=in_head_K[None, :], other=0.0)
-        k_1K = to_cache(k_1K, k_ptr.dtype.element_ty, SOFT_FP8)
-        v_1K = to_cache(v_1K, v_ptr.dtype.element_ty, SOFT_FP8)
-        end = tl.minimum(last, length - 1)
+    query_position_M = tl.zeros_like(m_M) + (length - 1)
     o_MK, m_max_M, l_M = attend_span(
-        q_MK, k_ptr + head_ptr, v_ptr + head_ptr, table_ptr + slot * table_stride, first, end, length - WINDOW,
+        q_MK, k_ptr + head_ptr, v_ptr + head_ptr, row_table_ptr, first_page, first, end, length - WINDOW,
         query_position_M, alibi_M, stride_page, stride_token, scale, soft_cap, BLOCK_M, BLOCK_N, BLOCK_K, HEAD_DIM,
         PAGE, STAGES, WINDOW > 0, SOFT_CAP, ALIBI, SOFT_FP8, EXACT,
     )  # fmt: skip
     if FUSED:  # noqa: SIM102 - known while compiling
         if last == length:
-            page = tl.load(table_ptr + slot * table_stride + (length - 1) // PAGE).to(tl.int64)
+            page = tl.load(row_table_ptr + (length - 1) // PAGE).to(tl.int64)
             place = page * stride_page + ((length - 1) % PAGE) * stride_token + head_ptr
             stored_1K = in_head_K[None, :] & (first_head == 0)
             tl.store(k_ptr + place + d_K[None, :], k_1K, mask=stored_1K)

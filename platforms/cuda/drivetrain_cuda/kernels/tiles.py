@@ -47,6 +47,7 @@ def attend_span(
     k_ptr,
     v_ptr,
     table_ptr,
+    first_page,
     first,
     end,
     low,
@@ -72,7 +73,7 @@ def attend_span(
 
     Args:
         k_ptr, v_ptr: the key-value head's first element in page 0.
-        table_ptr: the row's page table.
+        table_ptr: the row's page table. first_page: `page_of` the first tile, loaded early.
         first: a multiple of min(BLOCK_N, PAGE).
         low: with WINDOW, tokens before it are hidden.
         alibi_M: float32 slopes times log2(e), read with ALIBI.
@@ -90,7 +91,7 @@ def attend_span(
     m_M = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
     l_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
     # The id of the next tile's page is loaded a tile ahead, so that loads of keys wait for no other load.
-    next_page = page_of(table_ptr, first, end, BLOCK_N, PAGE)
+    next_page = first_page
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
         page = next_page.to(tl.int64) * stride_page
         next_page = page_of(table_ptr, start + BLOCK_N, end, BLOCK_N, PAGE)

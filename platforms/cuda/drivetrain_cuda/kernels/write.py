@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import load_heads, to_cache
+from drivetrain_cuda.kernels.heads import load_angles, load_heads, to_cache, transform_heads
 
 
 @triton.jit(
@@ -68,17 +68,21 @@ def write_kernel(
     token_M = tl.program_id(0) * BLOCK_T + m_M // BLOCK_H
     in_step_M = token_M < num_tokens
     position_M = tl.load(positions_ptr + token_M, mask=in_step_M, other=0)
+    cos_MK, sin_MK = load_angles(position_M, cos_ptr, sin_ptr, BLOCK_K, ROTARY_DIM, INTERLEAVED)
     token_M = token_M.to(tl.int64)
     if tl.program_id(1) < KV_BLOCKS:
         head_M = tl.program_id(1) * BLOCK_H + m_M % BLOCK_H
         valid_M = in_step_M & (head_M < NUM_KV_HEADS)
         valid_MK = valid_M[:, None] & (d_K < HEAD_DIM)[None, :]
         from_M = token_M * kv_token_stride + head_M * HEAD_DIM
-        k_MK = load_heads(
-            k_new_ptr, from_M, valid_M, position_M, k_norm_ptr, cos_ptr, sin_ptr, eps, weight_offset, HEAD_DIM, BLOCK_K,
-            NORM, LATE_WEIGHT, ROTARY_DIM, INTERLEAVED,
-        )  # fmt: skip
+        k_MK, pair_MK, weight_K, pair_weight_K = load_heads(
+            k_new_ptr, from_M, valid_M, k_norm_ptr, HEAD_DIM, BLOCK_K, NORM, ROTARY_DIM, INTERLEAVED
+        )
         v_MK = tl.load(v_new_ptr + from_M[:, None] + d_K[None, :], mask=valid_MK, other=0.0)
+        k_MK = transform_heads(
+            k_MK, pair_MK, weight_K, pair_weight_K, cos_MK, sin_MK, eps, weight_offset, HEAD_DIM, NORM,
+            k_norm_ptr is not None, LATE_WEIGHT, ROTARY_DIM,
+        )  # fmt: skip
         slot_M = tl.load(slots_ptr + token_M, mask=in_step_M, other=0)
         to_M = (slot_M // PAGE) * stride_page + (slot_M % PAGE) * stride_token + head_M * stride_head
         to_MK = to_M[:, None] + d_K[None, :]
@@ -88,9 +92,12 @@ def write_kernel(
         head_M = (tl.program_id(1) - KV_BLOCKS) * BLOCK_H + m_M % BLOCK_H
         valid_M = in_step_M & (head_M < NUM_HEADS)
         at_M = token_M * token_stride + head_M * HEAD_DIM
-        q_MK = load_heads(
-            q_ptr, at_M, valid_M, position_M, q_norm_ptr, cos_ptr, sin_ptr, eps, weight_offset, HEAD_DIM, BLOCK_K, NORM,
-            LATE_WEIGHT, ROTARY_DIM, INTERLEAVED,
+        q_MK, pair_MK, weight_K, pair_weight_K = load_heads(
+            q_ptr, at_M, valid_M, q_norm_ptr, HEAD_DIM, BLOCK_K, NORM, ROTARY_DIM, INTERLEAVED
+        )
+        q_MK = transform_heads(
+            q_MK, pair_MK, weight_K, pair_weight_K, cos_MK, sin_MK, eps, weight_offset, HEAD_DIM, NORM,
+            q_norm_ptr is not None, LATE_WEIGHT, ROTARY_DIM,
         )  # fmt: skip
         # Each element was read by two threads, the second time as another's pair.
         tl.debug_barrier()
