@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -213,6 +214,9 @@ def _run_child(name: str, part: str, settings: Settings, deadline: float, log: T
 
 def run_part(name: str, settings: Settings, result: Path) -> int:
     """One part in this process."""
+    # Hundreds of connections, in this process and in the servers under it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     module, _, function = PARTS[name].target.partition(":")
     record = Record(result)
     record.put()

@@ -51,6 +51,10 @@ class Reference:
     output_ids: list[int]
     margins: Sequence[float]
 
+    def lead(self, place: int) -> float | None:
+        """By how much the token at a place led; None past the end."""
+        return self.margins[place] if place < len(self.margins) else None
+
 
 def run(settings: Settings, record: Record) -> None:
     """Random models first, then the golden outputs where the model's file is there."""
@@ -75,10 +79,7 @@ def _check_random(settings: Settings, record: Record, name: str, config: dict[st
         got = answers(engine, mixed_requests())
         engine.close()
         different = {
-            f"{request}/{index}": next(
-                (place for place, pair in enumerate(zip(ids, got[request, index], strict=False)) if pair[0] != pair[1]),
-                len(ids),
-            )
+            f"{request}/{index}": _first_difference(ids, got[request, index])
             for (request, index), ids in expected.items()
             if got[request, index] != ids
         }
@@ -91,6 +92,12 @@ def _check_random(settings: Settings, record: Record, name: str, config: dict[st
     engine = _engine(config, settings.backend, "bfloat16", ROUNDED_SCALE, overlap=True, options=options)
     _record_forced(record, f"random model, {name}", clear, _ranks_of_engine(engine, clear))
     engine.close()
+
+
+def _first_difference(expected: Sequence[int], got: Sequence[int]) -> int:
+    """The first place at which two answers differ; the length of the shorter one if it begins the other."""
+    pairs = zip(expected, got, strict=False)
+    return next((place for place, (wanted, made) in enumerate(pairs) if wanted != made), min(len(expected), len(got)))
 
 
 def _engine(
@@ -178,7 +185,11 @@ def _check_golden(settings: Settings, record: Record) -> None:
         from_cache = [_greedy(llm, [reference])[0] for reference in golden]
         crowd = _greedy(llm, golden, others=32)
     for how, made in (("alone", alone), ("from the prefix cache", from_cache), ("among 32 others", crowd)):
-        wrong = [place for place, ids in enumerate(made) if ids != golden[place].output_ids]
+        wrong = [
+            {"answer": index, "place": (place := _first_difference(each.output_ids, ids)), "lead": each.lead(place)}
+            for index, (each, ids) in enumerate(zip(golden, made, strict=True))
+            if ids != each.output_ids
+        ]
         row = {"dtype": "float32", "how": how, "answers": len(golden), "wrong": wrong}
         print("GOLDEN", json.dumps(row), flush=True)
         record.append("golden", row)

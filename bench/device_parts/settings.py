@@ -90,7 +90,8 @@ class Settings:
     def from_json(cls, text: str) -> Self:
         """What `to_json` wrote."""
         read: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in read.items()}
+        return cls(**values)
 
 
 def model_config(name: str) -> dict[str, Any]:
