@@ -1,7 +1,7 @@
 """Small kernels to compile in tests of the compiler's tools."""
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -14,6 +14,12 @@ def scale(x, out, factor, n, BLOCK: tl.constexpr, PDL: tl.constexpr):
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     tl.store(out + i, tl.load(x + i, i < n) * factor, i < n)
+
+
+@triton.jit(do_not_specialize=["first"], do_not_specialize_on_alignment=["x"])
+def copy_from(x, out, first, n, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + first + i, i < n), i < n)
 
 
 @triton.jit

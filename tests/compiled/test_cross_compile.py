@@ -138,6 +138,29 @@ class TestCompileAll:
         variants[0].compile()
         assert len(cache) == 12
 
+    def test_equal_keys_are_equal_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernel = kernels.copy_from
+        monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
+        x = torch.empty(4096, dtype=BF16, device="meta")
+        keys: set[Any] = set()
+        for source, out, first, n in (
+            (x, x, 0, 32),
+            (x[1:], x, 0, 32),  # alignment is not looked at
+            (x, x[1:], 0, 32),
+            (x, BF16, 7, 32),  # nor is the value of `first`
+            (x, x, 1, 64),
+            (x, x, 1, 1),
+            (x, x, 1, 33),
+            (x, x, 1 << 40, 33),
+            (x.float(), x.float(), 0, 32),
+        ):
+            with recording() as variants:
+                launch(kernel, (1,), source, out, first, n, BLOCK=64)
+            variants[0].compile()
+            keys.add(variants[0].key)
+            assert len(kernel.device_caches[0][0]) == len(keys)
+        assert len(keys) == 6
+
     def test_failures_name_the_kernel(self) -> None:
         bad = Variant(kernel=kernels.product, args=(BF16, BF16, torch.float32), constexprs={"M": 16, "N": 3, "K": 16})
         compilation = compile_all([*self.variants()[:2], bad], max_workers=2)

@@ -3,8 +3,8 @@
 T tokens, V vocabulary, D features.
 """
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

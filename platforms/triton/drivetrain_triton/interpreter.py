@@ -7,7 +7,7 @@ float8 type gives what torch gives (NaN for e4m3), not a saturated value: a kern
 """
 
 # Relaxed: Triton and its interpreter are untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ stays, which is why equal variants are compiled once.
 """
 
 # Relaxed: Triton is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Variant:
     def key(self) -> tuple[Any, ...]:
         """Equal for variants that compile to the same code."""
         named = tuple(sorted((name, str(value)) for name, value in (*self.constexprs.items(), *self.options.items())))
-        args = tuple(_specialised(arg, parameter) for arg, parameter in zip(self.args, self.kernel.params, strict=False))
+        args = tuple(
+            _specialised(arg, parameter) for arg, parameter in zip(self.args, self.kernel.params, strict=False)
+        )
         return id(self.kernel), args, named, self.num_warps, self.num_stages, self.pdl
 
     @property

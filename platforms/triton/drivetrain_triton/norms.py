@@ -3,8 +3,8 @@
 T tokens, D features.
 """
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.launch import launch
 
-MAX_FEATURES = 32768
+MAX_FEATURES = 16384
 """A token's features are held in the registers of one program."""
 
 
@@ -32,15 +32,16 @@ def norm_of_row(
     LAYER: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
-    ROUNDED: tl.constexpr,
+    LATE: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
-    """Norm of one float32 row; `ROUNDED` is the type that the value is rounded to before the weight, or None."""
+    """Norm of one float32 row. With `LATE` it is rounded to `DTYPE` before the weight."""
     if LAYER:
         x = tl.where(mask, x - tl.sum(x, axis=0) / width, 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
     if WEIGHT:
-        if ROUNDED is not None:
-            y = y.to(ROUNDED).to(tl.float32)
+        if LATE:
+            y = y.to(DTYPE).to(tl.float32)
         y = y * (weight + offset)
     if BIAS:
         y = y + bias
@@ -88,8 +89,8 @@ def norm_kernel(
         delta = tl.load(delta_TD + token * delta_stride + d, mask, other=0.0)
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_TD.dtype.element_ty)
         tl.store(x_TD + token * x_stride + d, x, mask)
-    ROUNDED: tl.constexpr = x_TD.dtype.element_ty if LATE else None
-    y = norm_of_row(x.to(tl.float32), weight, bias, eps, offset, D, mask, LAYER, WEIGHT, BIAS, ROUNDED)
+    x = x.to(tl.float32)
+    y = norm_of_row(x, weight, bias, eps, offset, D, mask, LAYER, WEIGHT, BIAS, LATE, x_TD.dtype.element_ty)
     tl.store(out_TD + token * D + d, y.to(out_TD.dtype.element_ty), mask)
 
 

@@ -59,9 +59,10 @@ class TritonOps(Ops):
         return activations.activate_gate(x_T2F, activation, self.arch)
 
     def logits(self, x_KD: torch.Tensor, lm_head: Any, spec: DecoderSpec) -> torch.Tensor:
-        """Products of an unquantized output matrix leave cuBLAS or hipBLASLt in float32 at once; others are cast."""
+        """The product of an unquantized output matrix leaves cuBLAS in float32 at once; others are rounded and cast."""
         bias_V: torch.Tensor | None = None
-        if isinstance(lm_head, LinearWeight) and x_KD.is_cuda and x_KD.dtype != torch.float32:
+        unrounded = torch.version.cuda is not None and x_KD.is_cuda and x_KD.dtype != torch.float32
+        if isinstance(lm_head, LinearWeight) and unrounded:
             logits_KV = torch.mm(x_KD, lm_head.weight.t(), out_dtype=torch.float32)
             bias_V = lm_head.bias
         else:

@@ -3,8 +3,8 @@
 S slots, P page-table columns, C slot columns, R rows, T tokens, K samples, U page-table updates.
 """
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

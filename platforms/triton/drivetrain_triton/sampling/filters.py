@@ -8,8 +8,8 @@ search mostly reads these; where they are not enough it reads the whole row. The
 K rows, V vocabulary, S slots, C slot columns.
 """
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

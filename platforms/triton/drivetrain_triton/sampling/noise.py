@@ -1,7 +1,7 @@
 """The Gumbel noise of `contract.reference.sampling`: the same hash of (seed, position, token), bit for bit."""
 
-# Relaxed: Triton's language is untyped.
-# pyright: basic
+# Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
