@@ -1,7 +1,7 @@
 """Ops that every GPU backend with Triton shares: norms, activations, embedding, step inputs and sampling.
 
-Products and the decoder layer are in `layers`. A norm with a weight of its own for each head falls to the reference, as do norms
-wider than a program's registers (`norms.MAX_FEATURES`).
+Products and the decoder layer are in `layers`. A norm with a weight of its own for each head falls to the reference, as
+do norms wider than a program's registers (`norms.MAX_FEATURES`).
 
 T tokens, D hidden size, F inner size, K samples, Q scored rows, V vocabulary.
 """
