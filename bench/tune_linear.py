@@ -49,10 +49,11 @@ class Shape:
     """A product of a decoder layer.
 
     Attributes:
-        role: "norm" a norm before it, "gate" also an activation after it, "add" added to the residual stream.
+        role: "norm" a norm before it, "gate" also an activation after it, "add" added to the residual stream, "head"
+            nothing around it, and fp32 results.
     """
 
-    role: Literal["norm", "gate", "add"]
+    role: Literal["norm", "gate", "add", "head"]
     n: int
     k: int
 
@@ -63,7 +64,7 @@ class Shape:
 
 
 def shapes_of(model: str) -> list[Shape]:
-    """The four products of a layer."""
+    """The four products of a layer, and the logits."""
     config = json.loads((CONFIGS / f"{model}.json").read_text())
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
@@ -72,6 +73,7 @@ def shapes_of(model: str) -> list[Shape]:
         Shape(role="add", n=hidden, k=heads * size),
         Shape(role="gate", n=inner, k=hidden),
         Shape(role="add", n=hidden, k=inner),
+        Shape(role="head", n=config["vocab_size"], k=hidden),
     ]
 
 
@@ -105,14 +107,25 @@ def _stream_candidates(shape: Shape, bm: int, arch: GpuArch) -> Iterator[LinearC
     halves = 2 if shape.role == "gate" else 1
     warps = 8 if bm * halves > 128 else 4
     tiles = -(-shape.n // 64)
-    # Shares that are whole tiles or equal parts of them, and as many as there are processors.
+    # Shares that are whole tiles or equal parts of them.
     equal = {tiles // n for n in range(1, 65) if tiles % n == 0} | {tiles * n for n in (2, 4, 8)}
-    programs = {n for n in equal if 44 <= n <= arch.num_processors} | {arch.num_processors}
-    for bk in (64, 128, 256):
+    programs = {count for count in equal if 44 <= count <= arch.num_processors} | {arch.num_processors}
+    for bk in (64, 128, 256, 512):
         most = (arch.shared_bytes - 4096 - 64 * bm * 2) // ((64 * halves + bm) * bk * 2)
-        for stages, count in itertools.product(sorted({min(most, 8), min(most, 8) - 1}), sorted(programs)):
-            if stages >= 2:
-                yield LinearConfig(kind="stream", bn=64, bk=bk, num_warps=warps, bm=bm, stages=stages, programs=count)
+        # Small rounds only where few large ones fit.
+        if most < 2 or (bk == 64 and most > 5):
+            continue
+        for count, rotation in itertools.product(sorted(programs), (0, 1, 3)):
+            yield LinearConfig(
+                kind="stream",
+                bn=64,
+                bk=bk,
+                num_warps=warps,
+                bm=bm,
+                stages=min(most, 8),
+                programs=count,
+                rotation=rotation,
+            )
 
 
 class Tuner:
@@ -140,7 +153,7 @@ class Tuner:
         norm = NormWeights(spec=spec, weight=self._draw(shape.k) + 1, bias=None)
         x_MK = self._draw(tokens, shape.k)
         total_MN = self._draw(tokens, shape.n)
-        out_MN = total_MN.clone()
+        out_MN = total_MN.float() if shape.role == "head" else total_MN.clone()
         expected_MN = _expected(shape, x_MK, norm, weights_NK[0], total_MN)
         rival = self._time(lambda layer: self._library(shape, x_MK, norm, layer, out_MN), layers)
         self._note(shape, tokens, None, rival)
@@ -187,8 +200,9 @@ class Tuner:
         out_MN: torch.Tensor,
     ) -> None:
         gate = "silu" if shape.role == "gate" else None
-        joined = norm if shape.role != "add" and config.kind != "stream" else None
-        if shape.role != "add" and joined is None:
+        normed = shape.role in ("norm", "gate")
+        joined = norm if normed and config.kind != "stream" else None
+        if normed and joined is None:
             x_MK = self._ops.norm(x_MK, norm)
         self._ops.linears.run(config, x_MK, layer, out_MN, Ending(norm=joined, gate=gate, add=shape.role == "add"))
 
@@ -197,6 +211,9 @@ class Tuner:
     ) -> None:
         if shape.role == "add":
             out_MN.addmm_(x_MK, layer.weight.t())
+            return
+        if shape.role == "head":
+            torch.mm(x_MK, layer.weight.t(), out_dtype=torch.float32)
             return
         y_MN = torch.mm(self._ops.norm(x_MK, norm), layer.weight.t())
         if shape.role == "gate":
@@ -241,7 +258,7 @@ def _expected(
     shape: Shape, x_MK: torch.Tensor, norm: NormWeights, weight_NK: torch.Tensor, total_MN: torch.Tensor
 ) -> torch.Tensor:
     x = x_MK.double()
-    if shape.role != "add":
+    if shape.role in ("norm", "gate"):
         assert norm.weight is not None
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.spec.eps) * norm.weight.double()
     y = x @ weight_NK.double().t()
@@ -252,9 +269,11 @@ def _expected(
 
 def _short(config: LinearConfig) -> dict[str, Any]:
     """Without what its kind does not use."""
-    used = {"gemv": ("unroll",), "skinny": ("bm", "split", "stages"), "stream": ("bm", "stages", "programs")}[
-        config.kind
-    ]
+    used = {
+        "gemv": ("unroll",),
+        "skinny": ("bm", "split", "stages"),
+        "stream": ("bm", "stages", "programs", "rotation"),
+    }[config.kind]
     return {name: getattr(config, name) for name in ("kind", "bn", "bk", "num_warps", *used)}
 
 

@@ -18,7 +18,8 @@ SIZES = [(48, 64), (72, 136), (40, 520)]
 
 
 def linears(interpreted: bool) -> Linears:
-    return Linears(GpuArch(name="sm_90", num_processors=132, shared_bytes=227 << 10, pdl=not interpreted))
+    """With the default tables, whose kernels run anywhere."""
+    return Linears(GpuArch(name="sm_80", num_processors=132, shared_bytes=227 << 10, pdl=not interpreted))
 
 
 def draw(*shape: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> torch.Tensor:
@@ -119,14 +120,15 @@ def test_norms_that_a_product_cannot_take_in(device: torch.device, interpreted: 
         assert made.norm_product(x, norm, layer) is None
 
 
+_STREAM = {"kind": "stream", "bn": 64, "bk": 64, "num_warps": 4}
 STREAMED = [
-    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=32, stages=3, programs=1),
-    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=64, stages=4, programs=2),
-    LinearConfig(kind="stream", bn=64, bk=128, num_warps=4, bm=128, stages=2, programs=7),
-    LinearConfig(kind="stream", bn=64, bk=64, num_warps=8, bm=128, stages=2, programs=5),
-    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=16, stages=5, programs=132),
+    LinearConfig(**_STREAM, bm=32, stages=3, programs=1, rotation=1),
+    LinearConfig(**_STREAM, bm=64, stages=4, programs=2),
+    LinearConfig(**{**_STREAM, "bk": 128}, bm=128, stages=2, programs=7),
+    LinearConfig(**{**_STREAM, "num_warps": 8}, bm=128, stages=2, programs=5, rotation=3),
+    LinearConfig(**_STREAM, bm=16, stages=5, programs=132),
 ]
-"""Programs with several tiles, tiles with several programs, and programs that end amid a tile."""
+"""Programs with several tiles, tiles of several programs, programs that end amid a tile."""
 
 
 @pytest.fixture
@@ -136,9 +138,12 @@ def hopper(device: torch.device) -> torch.device:
     return device
 
 
-@pytest.mark.parametrize("config", STREAMED, ids=lambda config: f"{config.bm}-{config.programs}")
-@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (200, 520), (640, 1032)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", STREAMED, ids=lambda config: f"{config.bm}-{config.programs}-{config.rotation}")
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "dtype"),
+    [(64, 64, torch.bfloat16), (200, 520, torch.float16), (640, 1032, torch.bfloat16)],
+    ids=str,
+)
 def test_streamed_products(
     hopper: torch.device, config: LinearConfig, outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:

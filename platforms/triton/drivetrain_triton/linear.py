@@ -8,9 +8,13 @@ library's products are the fastest there are.
 M tokens, N outputs, K inputs.
 """
 
+# Relaxed: the kernels' types and Gluon's are unknown.
+# pyright: reportUnknownVariableType=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +130,7 @@ class Linears:
         self, config: LinearConfig, x_MK: torch.Tensor, layer: LinearWeight, out_MN: torch.Tensor, ending: Ending
     ) -> torch.Tensor:
         """Launch one kernel that fills or adds to `out_MN`, and return it."""
-        flags = {
+        flags: dict[str, Any] = {
             "GATE": ending.gate is not None,
             "ACTIVATION": ending.gate or "none",
             "ADD": ending.add,
@@ -147,7 +151,7 @@ class Linears:
         layer: LinearWeight,
         out_MN: torch.Tensor,
         ending: Ending,
-        flags: dict[str, bool | str],
+        flags: dict[str, Any],
     ) -> None:
         tokens, inputs = x_MK.shape
         pointers, numbers = _arguments(x_MK, layer, out_MN, ending)
@@ -175,7 +179,7 @@ class Linears:
         layer: LinearWeight,
         out_MN: torch.Tensor,
         ending: Ending,
-        flags: dict[str, bool | str],
+        flags: dict[str, Any],
     ) -> None:
         tokens, inputs = x_MK.shape
         blocks = -(-out_MN.shape[1] // config.bn)
@@ -211,7 +215,7 @@ class Linears:
         x_MK: torch.Tensor,
         layer: LinearWeight,
         out_MN: torch.Tensor,
-        flags: dict[str, bool | str],
+        flags: dict[str, Any],
     ) -> None:
         (tokens, inputs), outputs = x_MK.shape, out_MN.shape[1]
         tiles = -(-outputs // config.bn)
@@ -234,6 +238,7 @@ class Linears:
             inputs,
             out_MN.stride(0),
             per_program,
+            config.rotation,
             num_warps=config.num_warps,
             pdl=self._arch.pdl,
             BM=config.bm,
@@ -244,20 +249,20 @@ class Linears:
             **flags,
         )
 
-    def _workspace(self, device: torch.device, num_parts: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _workspace(self, device: torch.device, num_parts: int, num_counters: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Buffers for split products. Recorded steps may know one that became too small, so it stays.
 
-        Products run one after another, so all share them.
+        Products run one after another and leave their counters at zero, so all share them.
         """
         found = self._workspaces.get(device)
         if found is not None:
-            if found[0].numel() >= num_parts and found[1].numel() >= num_blocks:
+            if found[0].numel() >= num_parts and found[1].numel() >= num_counters:
                 return found
             self._outgrown.append(found)
         parts = torch.empty(max(num_parts, 1 << 22), dtype=torch.float32, device=device)
-        arrived = torch.zeros(max(num_blocks, 1 << 14), dtype=torch.int32, device=device)
-        self._workspaces[device] = (parts, arrived)
-        return parts, arrived
+        counters = torch.zeros(max(num_counters, 1 << 14), dtype=torch.int32, device=device)
+        self._workspaces[device] = (parts, counters)
+        return parts, counters
 
 
 def _arguments(

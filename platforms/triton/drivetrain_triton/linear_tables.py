@@ -25,7 +25,8 @@ class LinearConfig:
         bn: outputs a tile. bk: inputs a round.
         unroll: rounds unrolled ("gemv").
         bm, stages: most tokens, rounds in flight (not "gemv").
-        split: parts of K ("skinny"). programs: that share the rounds ("stream").
+        split: parts of K ("skinny").
+        programs: that share the rounds, rotation: rounds by which the next tile begins later ("stream").
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class LinearConfig:
     split: int = 1
     stages: int = 3
     programs: int = 1
+    rotation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

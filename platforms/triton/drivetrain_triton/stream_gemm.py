@@ -13,7 +13,8 @@ Source: "Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix M
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -58,6 +59,12 @@ def _share(N, K, per_program, BN: gl.constexpr, BK: gl.constexpr):
 
 
 @gluon.jit
+def _inputs(i, rounds, rotation, BK: gl.constexpr):
+    """The first input of a round. Tiles begin at different ones."""
+    return ((i % rounds + (i // rounds) * rotation) % rounds) * BK
+
+
+@gluon.jit
 def _copy_weights(weight_desc, w_smem, u_smem, ready, stage, tile, k, N, BN: gl.constexpr, GATE: gl.constexpr):
     _copy(weight_desc, [tile * BN, k], ready.index(stage), w_smem.index(stage))
     if GATE:
@@ -76,6 +83,7 @@ def _read(
     N,
     K,
     per_program,
+    rotation,
     BM: gl.constexpr,
     BN: gl.constexpr,
     BK: gl.constexpr,
@@ -91,18 +99,18 @@ def _read(
         _let_next_kernel_start()
     for i in range(begin, filled):
         mbarrier.expect(ready.index(i - begin), NUM_BYTES)
-        k = (i % rounds) * BK
+        k = _inputs(i, rounds, rotation, BK)
         _copy_weights(weight_desc, w_smem, u_smem, ready, i - begin, i // rounds, k, N, BN, GATE)
     if PDL:
         _wait_for_previous_kernel()
     for i in range(begin, filled):
-        _copy(x_desc, [0, (i % rounds) * BK], ready.index(i - begin), x_smem.index(i - begin))
+        _copy(x_desc, [0, _inputs(i, rounds, rotation, BK)], ready.index(i - begin), x_smem.index(i - begin))
     stage = 0
     phase = 0
     for i in range(filled, end):
         mbarrier.wait(free.index(stage), phase)
         mbarrier.expect(ready.index(stage), NUM_BYTES)
-        k = (i % rounds) * BK
+        k = _inputs(i, rounds, rotation, BK)
         _copy_weights(weight_desc, w_smem, u_smem, ready, stage, i // rounds, k, N, BN, GATE)
         _copy(x_desc, [0, k], ready.index(stage), x_smem.index(stage))
         stage += 1
@@ -249,7 +257,7 @@ def _merged(y, z, parts, first, last, program, SIZE: gl.constexpr, HALF: gl.cons
     return y, z
 
 
-@gluon.jit(do_not_specialize=["M", "per_program"])
+@gluon.jit(do_not_specialize=["M", "per_program", "rotation"])
 def stream_gemm_kernel(
     x_desc,
     weight_desc,
@@ -262,6 +270,7 @@ def stream_gemm_kernel(
     K,
     stride_out,
     per_program,
+    rotation,
     BM: gl.constexpr,
     BN: gl.constexpr,
     BK: gl.constexpr,
@@ -311,7 +320,7 @@ def stream_gemm_kernel(
                 _read,
                 (
                     x_desc, weight_desc, x_smem, w_smem, u_smem, ready, free,
-                    N, K, per_program, BM, BN, BK, STAGES, GATE, PDL,
+                    N, K, per_program, rotation, BM, BN, BK, STAGES, GATE, PDL,
                 ),
             ),
         ],
