@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
-from drivetrain_cuda.tables.prefill import PrefillConfig
+from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
 from drivetrain_plugins.contract.shapes import StepShape
 from gpu_kernels.closeness import GATES, relative_l2
 from gpu_kernels.prefill_case import PrefillCase, make_layer
@@ -130,6 +130,15 @@ def test_tensor_maps(device: torch.device, page: int, ahead: bool) -> None:
     config = PrefillConfig(block_m=64, block_n=16, num_warps=4, num_stages=2, mapped=True, ahead=ahead)
     case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=page, padding=3)
     check(case, run(case, config=config))
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (128, torch.float16)])
+def test_configuration_of_the_table(device: torch.device, interpreted: bool, head_dim: int, dtype: torch.dtype) -> None:
+    name = "sm_90" if interpreted else "sm_{}{}".format(*torch.cuda.get_device_capability())
+    rows = [(0, 70), (130, 33)] if interpreted else [(0, 1500), (1, 1), (130, 333), (4000, 64), (63, 2), (5, 700)]
+    layer = make_layer(device=device, head_dim=head_dim, kv_heads=1 if interpreted else 4)
+    case = PrefillCase(layer=layer, rows=rows, device=device, page=64, dtype=dtype, padding=2)
+    check(case, run(case, config=prefill_config(name, head_dim, 2)))
 
 
 def test_plan_lists_every_block_longest_context_first(device: torch.device) -> None:

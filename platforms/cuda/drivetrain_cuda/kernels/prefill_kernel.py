@@ -192,8 +192,8 @@ def prefill_kernel(
     first_head = tl.program_id(0) % CHUNKS * PACK
     item = tl.program_id(1)
     row = tl.load(work + 2 * item)
-    unused = row < 0
-    row = tl.maximum(row, 0)
+    if row < 0:
+        return
     first_query = tl.load(work + 2 * item + 1)
     slot = tl.load(row_slot + row)
     first_token = tl.load(query_start + row)
@@ -201,8 +201,7 @@ def prefill_kernel(
     start = tl.load(row_start + row).to(tl.int32) + first_query
     kv_end = start + tl.minimum(BLOCK_Q, num_queries - first_query)
     # Rows of padding see nothing: what the null page holds is nobody's, and may be NaN.
-    kv_end = tl.where(unused | (slot == dummy_slot), 0, kv_end)
-    num_queries = tl.where(unused, 0, num_queries)
+    kv_end = tl.where(slot == dummy_slot, 0, kv_end)
 
     num_heads = tl.num_programs(0) // CHUNKS * GROUP
     m_M = tl.arange(0, BLOCK_M)
