@@ -146,21 +146,23 @@ def test_plan_lists_every_block_longest_context_first(device: torch.device) -> N
     rows[3] = (4, 1)
     layer = make_layer(device=device, group=8, kv_heads=1)
     case = PrefillCase(layer=layer, rows=rows, device=device, padding=9)
+    tokens = case.inputs.query_start_R1.tolist()
+    slots = case.inputs.row_slot_R.tolist()
     wanted = [
-        (row, first, start + min(first + 4, count))
+        [tokens[row] + first, min(4, count - first), start + first, start + min(first + 4, count), slots[row]]
         for row, (start, count) in enumerate(rows)
         if count > 1
         for first in range(0, count, 4)
     ]
-    wanted.sort(key=lambda item: (-item[2], item[0]))
-    padding = [[len(rows), first] for first in (8, 4, 0)]
-    exact = [[row, first] for row, first, _ in wanted] + padding
+    wanted.sort(key=lambda item: (-item[3], item[0]))
+    exact = wanted + [[tokens[-2] + first, min(4, 9 - first), 0, 0, slots[-1]] for first in (8, 4, 0)]
     options = {"group": 8, "head_dim": 64, "dtype": torch.bfloat16, "arch": "sm_90", "pdl": False, "config": TINY}
     plan = plan_prefill(case.inputs, case.shape, case.batch, **options)  # type: ignore[arg-type]
-    assert plan.work_W2.tolist() == exact
+    assert plan.work_W8[:, :5].tolist() == exact
     bound = plan_prefill(case.inputs, case.shape, None, **options)  # type: ignore[arg-type]
     assert bound.num_items == case.num_tokens // 4 + len(rows) + 1
-    assert bound.work_W2.tolist() == exact + [[-1, 0]] * (bound.num_items - len(exact))
+    assert bound.work_W8[: len(exact), :5].tolist() == exact
+    assert (bound.work_W8[len(exact) :, 1] == 0).all()
     decode = StepShape(rows=71, tokens=71, pages=1, decode_only=True)
     assert plan_prefill(case.inputs, decode, None, **options).num_items == 0  # type: ignore[arg-type]
 
