@@ -12,10 +12,9 @@ tensors on torch's "meta" device, which have types, shapes and offsets but no me
         norm(torch.empty(8, 4096, dtype=torch.bfloat16, device="meta"), ...)
     compile_all(variants, max_workers=8).wait()
 
-Threads compile side by side: Triton (3.6 and 3.9) makes a context of its own for every compilation and leaves Python's
-lock while it lowers; ptxas is a process. Only the per-device cache of a kernel is made without a lock, so `compile_all`
-makes it before the threads start. Two threads that compile the same variant both do the work, and the last one's result
-stays, which is why equal variants are compiled once.
+Threads may compile side by side: Triton (3.6 and 3.9) makes a context of its own for every compilation, and ptxas is a
+process. Only the per-device cache of a kernel is made without a lock, so `compile_all` makes it before the threads
+start. Two threads that compile the same variant would both do the work, which is why equal variants are compiled once.
 """
 
 # Relaxed: Triton is untyped.
