@@ -37,14 +37,17 @@ FEWEST_ROWS = 16
 """Query rows of the smallest matrix product."""
 
 MOST_ROWS, MOST_LARGE_ROWS, LARGE_HEAD = 64, 32, 128
-"""Query rows of a program in 16 bits, up to a head size and beyond it: as many as registers hold. Larger groups of heads
-are cut into chunks."""
+"""Query rows of a program in 16 bits, up to a head size and beyond it: what registers hold. Larger groups of heads are
+cut into chunks."""
 
 SHARED_ROWS = 64
 """Query rows of a program that reads shared pages in 16 bits."""
 
 FEWEST_PLANNED_ROWS = 16
 """Rows and groups that planning compiles for at least; more go by powers of two."""
+
+LISTED_AT_ONCE = 1024
+"""Entries that planning writes at a time."""
 
 _ENTRY = 16
 _SHARED_ENTRY = 8
@@ -226,7 +229,7 @@ def make_decode_work(
         chunk,
         BLOCK_R=block_rows,
         BLOCK_S=max(FEWEST_PLANNED_ROWS, power_of_two(groups)) if groups else 1,
-        BLOCK_J=max(1, 2048 // block_rows),
+        BLOCK_J=max(1, LISTED_AT_ONCE // block_rows),
         UNIT=UNIT,
         ALIGNMENT=config.block_n,
         OVERHEAD=OVERHEAD,
@@ -234,7 +237,7 @@ def make_decode_work(
         WINDOW=geometry.window is not None,
         SHARED=groups > 0,
         ROWS_A_BLOCK=geometry.rows_a_block,
-        num_warps=8 if block_rows > 512 else 4,
+        num_warps=8 if block_rows > 256 else 4,
         pdl=pdl,
     )
     return work

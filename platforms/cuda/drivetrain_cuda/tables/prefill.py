@@ -46,7 +46,7 @@ PREFILL_CONFIGS: dict[tuple[str, int, int], PrefillConfig] = {
     ("sm_90", 64, 4): _config(32, 32, 4, 1),
     ("sm_90", 128, 4): _config(16, 16, 4, 1),
     ("sm_90", 256, 4): _config(16, 16, 4, 1),
-    ("sm_100", 64, 2): _config(128, 64, 8, 2, mapped=True),
+    ("sm_100", 64, 2): _config(128, 128, 8, 2),
     ("sm_100", 128, 2): _config(128, 64, 8, 2, mapped=True),
     ("sm_100", 256, 2): _config(64, 64, 8, 2),
     ("sm_100", 64, 4): _config(32, 32, 4, 1),
