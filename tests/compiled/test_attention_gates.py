@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from drivetrain_cuda.attention import _DecodeOnly, _meta, _meta_inputs, _meta_layer, decode_variants
+from drivetrain_cuda.attention import CudaAttention, _DecodeOnly, _meta, _meta_inputs, _meta_layer, decode_variants
 from drivetrain_cuda.tables.decode import DECODE_CONFIGS, decode_config
+from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import (
@@ -179,3 +180,16 @@ def test_whatever_a_step_launches_was_listed(rows: int, decode_only: bool) -> No
                 qkv_TX = _meta(shape.tokens, width, dtype=torch.bfloat16)
                 attention.attention(qkv_TX, _meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
             assert launched and {variant.key for variant in launched} <= listed
+
+
+def test_keys_and_values_are_written_without_queries():
+    spec = AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=128, scale=0.1)
+    layer = AttentionLayer(index=0, spec=spec, rotary=None, q_norm=None, k_norm=None, sinks_H=None, alibi_H=None)
+    pages_PSGK = torch.empty(10, 64, 2, 128, dtype=torch.bfloat16, device="meta")
+    new_TGK = torch.empty(5, 2, 128, dtype=torch.bfloat16, device="meta")
+    where_T = torch.empty(5, dtype=torch.int64, device="meta")
+    cache = SimpleNamespace(k=[pages_PSGK], v=[pages_PSGK], spec=SimpleNamespace(page_size=64))
+    plan = SimpleNamespace(inputs=SimpleNamespace(positions_T=where_T, kv_slots_T=where_T))
+    with recording() as variants:
+        CudaAttention(arch="sm_90", num_processors=132, pdl=True).write(new_TGK, new_TGK, layer, cache, plan)  # type: ignore[arg-type]
+    assert [compile_variant("sm_90", variant).fits for variant in variants] == [True]
