@@ -16,7 +16,6 @@ from drivetrain_plugins.contract.runtime import Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SampledTokens, StepInputs
 
-
 _MOST_RECORDINGS = 384
 """Each takes memory of the device that nobody has planned; what is not recorded runs as it is."""
 
