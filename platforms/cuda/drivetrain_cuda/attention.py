@@ -181,7 +181,8 @@ class CudaAttention(PagedAttention):
         if work.shared_work_VC is not None:
             shared_config = pages.config(self._arch, q_THK.itemsize, geometry.shared_rows)
             launch_cascade(q_THK, layer, pages, plan.inputs, work, transform, shared_config, pdl=self._pdl)
-        launch_decode(q_THK, new, out_THK, layer, pages, plan.inputs, work, transform, config, pdl=self._pdl)
+        # Not as a dependent launch: measured on an H100, an 8B decodes one stream 8 % slower if it starts early.
+        launch_decode(q_THK, new, out_THK, layer, pages, plan.inputs, work, transform, config, pdl=False)
 
 
 def _empty_like(q_THK: torch.Tensor) -> torch.Tensor:
