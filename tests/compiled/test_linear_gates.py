@@ -38,13 +38,18 @@ def recorded(arch: str) -> list[Variant]:
     norm = NormSpec(kind="rms", eps=1e-5)
     with recording() as variants:
         for entry in every_entry(arch):
+            if entry.config is None:
+                continue
             x = meta(entry.tokens, entry.k)
             weights = NormWeights(spec=norm, weight=meta(entry.k), bias=None)
+            joins = entry.config.kind != "stream"
             if entry.gate:
-                assert made.norm_gate(x, weights, LinearWeight(weight=meta(2 * entry.n, entry.k)), "silu") is not None
+                layer = LinearWeight(weight=meta(2 * entry.n, entry.k))
+                assert (made.norm_gate(x, weights, layer, "silu") is not None) == joins
+                assert made.gate_product(x, layer, "silu") is not None
             else:
                 layer = LinearWeight(weight=meta(entry.n, entry.k))
-                assert made.norm_product(x, weights, layer) is not None
+                assert (made.norm_product(x, weights, layer) is not None) == joins
                 made.add_product(x, layer, meta(entry.tokens, entry.n))
     return variants
 
@@ -56,7 +61,10 @@ def test_every_entry_fits(arch: str) -> None:
     for variant in distinct:
         made = compile_variant(arch, variant)
         assert made.fits, f"{variant}: {made}"
-        if variant.kernel.__name__ == "skinny_gemm_kernel":
+        if variant.kernel.__name__ == "stream_gemm_kernel":
+            assert made.matrix_instructions == {"wgmma"}, f"{variant}: {made}"
+            assert "cp.async.bulk.tensor" in made.assembly
+        elif variant.kernel.__name__ == "skinny_gemm_kernel":
             assert made.matrix_instructions, f"{variant}: {made}"
         else:
             assert not made.matrix_instructions

@@ -10,7 +10,8 @@ from drivetrain_plugins.contract.model import Activation, NormSpec
 from drivetrain_plugins.contract.ops import LinearWeight
 from drivetrain_plugins.contract.reference import activate
 from drivetrain_triton.arch import GpuArch
-from drivetrain_triton.linear import Linears
+from drivetrain_triton.linear import Ending, Linears
+from drivetrain_triton.linear_tables import LinearConfig
 
 GATES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 SIZES = [(48, 64), (72, 136), (40, 520)]
@@ -116,3 +117,63 @@ def test_norms_that_a_product_cannot_take_in(device: torch.device, interpreted: 
         NormWeights(spec=NormSpec(kind="rms", eps=1e-5, weight=False), weight=None, bias=None),
     ):
         assert made.norm_product(x, norm, layer) is None
+
+
+STREAMED = [
+    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=32, stages=3, programs=1),
+    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=64, stages=4, programs=2),
+    LinearConfig(kind="stream", bn=64, bk=128, num_warps=4, bm=128, stages=2, programs=7),
+    LinearConfig(kind="stream", bn=64, bk=64, num_warps=8, bm=128, stages=2, programs=5),
+    LinearConfig(kind="stream", bn=64, bk=64, num_warps=4, bm=16, stages=5, programs=132),
+]
+"""Programs with several tiles, tiles with several programs, and programs that end amid a tile."""
+
+
+@pytest.fixture
+def hopper(device: torch.device) -> torch.device:
+    if device.type == "cpu" or torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("the interpreter has no copy engine: needs a Hopper GPU")
+    return device
+
+
+@pytest.mark.parametrize("config", STREAMED, ids=lambda config: f"{config.bm}-{config.programs}")
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (200, 520), (640, 1032)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_streamed_products(
+    hopper: torch.device, config: LinearConfig, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """Twice each, because the first leaves the counters that the second starts with."""
+    made = linears(interpreted=False)
+    weight = draw(2 * outputs, inputs, dtype=dtype, device=hopper, scale=inputs**-0.5)
+    bias = draw(2 * outputs, dtype=dtype, device=hopper)
+    for tokens in (config.bm, config.bm - 3):
+        x = draw(tokens, inputs, dtype=dtype, device=hopper)
+        both = x.double() @ weight.double().t() + bias.double()
+        plain = LinearWeight(weight=weight[:outputs], bias=bias[:outputs])
+        total = draw(tokens, outputs, dtype=dtype, device=hopper)
+        added = total.double() + both[:, :outputs]
+        assert error(made.run(config, x, plain, total, Ending(add=True)), added) < GATES[dtype]
+        out = torch.full((tokens, outputs), float("nan"), dtype=torch.float32, device=hopper)
+        assert error(made.run(config, x, plain, out, Ending()), both[:, :outputs]) < 1e-5
+        out = torch.full((tokens, outputs), float("nan"), dtype=dtype, device=hopper)
+        layer = LinearWeight(weight=weight, bias=bias)
+        gated = activate(both[:, :outputs], "silu") * both[:, outputs:]
+        assert error(made.run(config, x, layer, out, Ending(gate="silu")), gated) < GATES[dtype]
+
+
+def test_more_tokens_than_tables_have_go_to_the_library(device: torch.device, interpreted: bool) -> None:
+    made = linears(interpreted)
+    x = draw(300, 64, dtype=torch.bfloat16, device=device)
+    layer = LinearWeight(weight=draw(96, 64, dtype=torch.bfloat16, device=device))
+    assert made.gate_product(x, layer, "silu") is None
+    assert error(made.product(x, layer), x.double() @ layer.weight.double().t()) < 5e-3
+
+
+def test_gate_without_a_norm(device: torch.device, interpreted: bool) -> None:
+    made = linears(interpreted)
+    x = draw(2, 136, dtype=torch.bfloat16, device=device)
+    layer = LinearWeight(weight=draw(80, 136, dtype=torch.bfloat16, device=device, scale=136**-0.5))
+    got = made.gate_product(x, layer, "silu")
+    assert got is not None
+    both = x.double() @ layer.weight.double().t()
+    assert error(got, activate(both[:, :40], "silu") * both[:, 40:]) < 5e-3

@@ -30,10 +30,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-Argument = torch.Tensor | torch.dtype | int | float | None
+Argument = torch.Tensor | TensorDescriptor | torch.dtype | int | float | None
 Constexpr = bool | int | float | str | None
 
 
@@ -81,8 +82,13 @@ class Variant:
 
     def __str__(self) -> str:
         name = getattr(self.kernel, "__name__", repr(self.kernel))
-        types = ", ".join(str(arg.dtype if isinstance(arg, torch.Tensor) else arg) for arg in self.args)
+        types = ", ".join(str(arg.dtype if isinstance(arg, torch.Tensor) else arg) for arg in map(_tensor, self.args))
         return f"{name}({types}) with {dict(self.constexprs)}, {self.num_warps} warps"
+
+
+def _tensor(arg: Argument) -> Argument:
+    """The tensor behind a descriptor."""
+    return arg.base if isinstance(arg, TensorDescriptor) else arg
 
 
 def _specialised(arg: Argument, parameter: Any) -> tuple[Any, ...]:

@@ -20,13 +20,13 @@ class LayerOps(Ops):
 
     def __init__(self, arch: GpuArch) -> None:
         self.arch = arch
-        self._linears = Linears(arch)
+        self.linears = Linears(arch)
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
-        return self._linears.prepare(weight)
+        return self.linears.prepare(weight)
 
     def linear(self, x_TD: torch.Tensor, handle: LinearWeight) -> torch.Tensor:
-        return self._linears.product(x_TD, handle)
+        return self.linears.product(x_TD, handle)
 
     def decoder_layer(
         self,
@@ -42,26 +42,28 @@ class LayerOps(Ops):
             residual_TD = residual_TD + delta_TD
         qkv_TX = self._norm_linear(residual_TD, layer.norms["attn_norm"], layer.qkv)
         mixed_TD = step.attention.attention(qkv_TX, layer.attention, step.cache, step.plan)
-        residual_TD = self._linears.add_product(kept(mixed_TD, keep_K), layer.out, kept(residual_TD, keep_K))
+        residual_TD = self.linears.add_product(kept(mixed_TD, keep_K), layer.out, kept(residual_TD, keep_K))
         inner_TF = self._norm_mlp_up(residual_TD, layer.norms["mlp_norm"], layer.spec.mlp, layer.up)
-        return None, self._linears.add_product(inner_TF, layer.down, residual_TD)
+        return None, self.linears.add_product(inner_TF, layer.down, residual_TD)
 
     def logits(self, x_KD: torch.Tensor, lm_head: LinearWeight, spec: DecoderSpec) -> torch.Tensor:
-        logits_KV = self._linears.product(x_KD, LinearWeight(weight=lm_head.weight), torch.float32)
+        logits_KV = self.linears.product(x_KD, LinearWeight(weight=lm_head.weight), torch.float32)
         return logits.finish(logits_KV, lm_head.bias, spec.logits_scale, spec.logits_soft_cap, self.arch)
 
     def _norm_linear(self, x_TD: torch.Tensor, norm: NormWeights, handle: LinearWeight) -> torch.Tensor:
-        joined = self._linears.norm_product(x_TD, norm, handle)
+        joined = self.linears.norm_product(x_TD, norm, handle)
         return joined if joined is not None else self.linear(self.norm(x_TD, norm), handle)
 
     def _norm_mlp_up(self, x_TD: torch.Tensor, norm: NormWeights, spec: MlpSpec, up: LinearWeight) -> torch.Tensor:
         """What the down projection takes, (T, F)."""
         if not spec.gated:
             return self.activate(self._norm_linear(x_TD, norm, up), spec.activation)
-        joined = self._linears.norm_gate(x_TD, norm, up, spec.activation)
+        joined = self.linears.norm_gate(x_TD, norm, up, spec.activation)
         if joined is not None:
             return joined
-        return self.activate_gate(self.linear(self.norm(x_TD, norm), up), spec.activation)
+        normed_TD = self.norm(x_TD, norm)
+        gated = self.linears.gate_product(normed_TD, up, spec.activation)
+        return gated if gated is not None else self.activate_gate(self.linear(normed_TD, up), spec.activation)
 
 
 def _sequential(spec: LayerSpec) -> bool:

@@ -1,8 +1,9 @@
 """Linear layers on a GPU: own kernels for few tokens, the vendor's library for more.
 
 With few tokens a product costs what reading its weights costs, and every further launch shows: so the norm before it,
-the activation or the addition to the residual stream after it are part of the kernel. With more tokens the library's
-products are the fastest there are.
+the activation or the addition to the residual stream after it are part of the kernel. With some tens of tokens the norm
+is a kernel of its own, whose time is hidden: the product reads its first weights meanwhile. With more tokens the
+library's products are the fastest there are.
 
 M tokens, N outputs, K inputs.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.attention import NormWeights
@@ -21,15 +23,13 @@ from drivetrain_plugins.contract.ops import LinearWeight
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.gemv import gemv_kernel
 from drivetrain_triton.launch import Variant, launch, recording
-from drivetrain_triton.linear_tables import LinearConfig, linear_config
+from drivetrain_triton.linear_tables import LinearConfig, every_entry, linear_config
 from drivetrain_triton.skinny_gemm import skinny_gemm_kernel
-
-_TILE_TOKENS = 16
-"""Tokens of a tile of `skinny_gemm`; its tables go up to as many."""
+from drivetrain_triton.stream_gemm import TILE_LAYOUT, stream_gemm_kernel
 
 
 @dataclass(frozen=True, slots=True)
-class _Ending:
+class Ending:
     """What a kernel does around the product itself."""
 
     norm: NormWeights | None = None
@@ -66,13 +66,13 @@ class Linears:
         if config is None:
             return _library_product(x_MK, layer, dtype)
         out_MN = torch.empty(x_MK.shape[0], layer.weight.shape[0], dtype=dtype, device=x_MK.device)
-        return self._run(config, x_MK, layer, out_MN, _Ending())
+        return self.run(config, x_MK, layer, out_MN, Ending())
 
     def add_product(self, x_MK: torch.Tensor, layer: LinearWeight, total_MN: torch.Tensor) -> torch.Tensor:
         """Add x W^T + b to `total_MN` in place and return it."""
         config = self._config(x_MK, layer, gate=False)
         if config is not None:
-            return self._run(config, x_MK, layer, total_MN, _Ending(add=True))
+            return self.run(config, x_MK, layer, total_MN, Ending(add=True))
         if layer.bias is not None:
             total_MN.add_(layer.bias)
         return total_MN.addmm_(x_MK, layer.weight.t())
@@ -83,7 +83,7 @@ class Linears:
         if config is None or not _joins(norm, x_MK, config):
             return None
         out_MN = torch.empty(x_MK.shape[0], layer.weight.shape[0], dtype=x_MK.dtype, device=x_MK.device)
-        return self._run(config, x_MK, layer, out_MN, _Ending(norm=norm))
+        return self.run(config, x_MK, layer, out_MN, Ending(norm=norm))
 
     def norm_gate(
         self, x_MK: torch.Tensor, norm: NormWeights, layer: LinearWeight, activation: Activation
@@ -98,61 +98,89 @@ class Linears:
             return None
         half = layer.weight.shape[0] // 2
         out_MN = torch.empty(x_MK.shape[0], half, dtype=x_MK.dtype, device=x_MK.device)
-        return self._run(config, x_MK, layer, out_MN, _Ending(norm=norm, gate=activation))
+        return self.run(config, x_MK, layer, out_MN, Ending(norm=norm, gate=activation))
+
+    def gate_product(self, x_MK: torch.Tensor, layer: LinearWeight, activation: Activation) -> torch.Tensor | None:
+        """activation(gate) * up of x in one kernel, (M, N / 2), or None where it takes two.
+
+        Args:
+            layer: gate rows, then up rows.
+        """
+        config = self._config(x_MK, layer, gate=True)
+        if config is None:
+            return None
+        half = layer.weight.shape[0] // 2
+        out_MN = torch.empty(x_MK.shape[0], half, dtype=x_MK.dtype, device=x_MK.device)
+        return self.run(config, x_MK, layer, out_MN, Ending(gate=activation))
 
     def _config(self, x_MK: torch.Tensor, layer: LinearWeight, *, gate: bool) -> LinearConfig | None:
         (rows, inputs), tokens = layer.weight.shape, x_MK.shape[0]
         config = linear_config(self._arch.name, tokens, rows // 2 if gate else rows, inputs, gate=gate)
-        if config is not None and config.kind == "skinny" and x_MK.dtype == torch.float32:
+        if config is not None and config.kind != "gemv" and x_MK.dtype == torch.float32:
             return None  # the matrix units would round to TF32
+        if config is not None and config.kind == "stream" and not _copyable(x_MK, layer.weight):
+            return None
         return config
 
-    def _run(
-        self, config: LinearConfig, x_MK: torch.Tensor, layer: LinearWeight, out_MN: torch.Tensor, ending: _Ending
+    def run(
+        self, config: LinearConfig, x_MK: torch.Tensor, layer: LinearWeight, out_MN: torch.Tensor, ending: Ending
     ) -> torch.Tensor:
         """Launch one kernel that fills or adds to `out_MN`, and return it."""
-        tokens, inputs = x_MK.shape
-        outputs = out_MN.shape[1]
-        norm, weight = ending.norm, layer.weight
-        pointers = (
-            x_MK,
-            weight,
-            layer.bias if layer.bias is not None else weight,
-            norm.weight if norm is not None else weight,
-            out_MN,
-        )
-        numbers = (
-            x_MK.stride(0),
-            out_MN.stride(0),
-            norm.spec.eps if norm is not None else 0.0,
-            norm.spec.weight_offset if norm is not None else 0.0,
-        )
         flags = {
-            "NORM": norm is not None,
             "GATE": ending.gate is not None,
             "ACTIVATION": ending.gate or "none",
             "ADD": ending.add,
             "BIAS": layer.bias is not None,
         }
-        blocks = -(-outputs // config.bn)
-        if config.kind == "gemv":
-            launch(
-                gemv_kernel,
-                (blocks,),
-                *pointers,
-                outputs,
-                *numbers,
-                num_warps=config.num_warps,
-                pdl=self._arch.pdl,
-                M=tokens,
-                K=inputs,
-                BN=config.bn,
-                BK=config.bk,
-                UNROLL=config.unroll,
-                **flags,
-            )
-            return out_MN
-        part = config.bn * _TILE_TOKENS * (2 if ending.gate else 1) + _TILE_TOKENS
+        if config.kind == "stream":
+            self._run_stream(config, x_MK, layer, out_MN, flags)
+        elif config.kind == "skinny":
+            self._run_skinny(config, x_MK, layer, out_MN, ending, flags)
+        else:
+            self._run_gemv(config, x_MK, layer, out_MN, ending, flags)
+        return out_MN
+
+    def _run_gemv(
+        self,
+        config: LinearConfig,
+        x_MK: torch.Tensor,
+        layer: LinearWeight,
+        out_MN: torch.Tensor,
+        ending: Ending,
+        flags: dict[str, bool | str],
+    ) -> None:
+        tokens, inputs = x_MK.shape
+        pointers, numbers = _arguments(x_MK, layer, out_MN, ending)
+        launch(
+            gemv_kernel,
+            (-(-out_MN.shape[1] // config.bn),),
+            *pointers,
+            out_MN.shape[1],
+            *numbers,
+            num_warps=config.num_warps,
+            pdl=self._arch.pdl,
+            M=tokens,
+            K=inputs,
+            BN=config.bn,
+            BK=config.bk,
+            UNROLL=config.unroll,
+            NORM=ending.norm is not None,
+            **flags,
+        )
+
+    def _run_skinny(
+        self,
+        config: LinearConfig,
+        x_MK: torch.Tensor,
+        layer: LinearWeight,
+        out_MN: torch.Tensor,
+        ending: Ending,
+        flags: dict[str, bool | str],
+    ) -> None:
+        tokens, inputs = x_MK.shape
+        blocks = -(-out_MN.shape[1] // config.bn)
+        pointers, numbers = _arguments(x_MK, layer, out_MN, ending)
+        part = config.bn * config.bm * (2 if ending.gate else 1) + config.bm
         parts, arrived = self._workspace(x_MK.device, blocks * config.split * part, blocks)
         launch(
             skinny_gemm_kernel,
@@ -161,21 +189,60 @@ class Linears:
             parts,
             arrived,
             tokens,
-            outputs,
+            out_MN.shape[1],
             inputs,
             *numbers,
             num_warps=config.num_warps,
             num_stages=config.stages,
             pdl=self._arch.pdl,
-            BM=_TILE_TOKENS,
+            BM=config.bm,
             BN=config.bn,
             BK=config.bk,
             SPLIT=config.split,
             STAGES=config.stages,
             EVEN_K=inputs % (config.bk * config.split) == 0,
+            NORM=ending.norm is not None,
             **flags,
         )
-        return out_MN
+
+    def _run_stream(
+        self,
+        config: LinearConfig,
+        x_MK: torch.Tensor,
+        layer: LinearWeight,
+        out_MN: torch.Tensor,
+        flags: dict[str, bool | str],
+    ) -> None:
+        (tokens, inputs), outputs = x_MK.shape, out_MN.shape[1]
+        tiles = -(-outputs // config.bn)
+        rounds = tiles * -(-inputs // config.bk)
+        per_program = -(-rounds // config.programs)
+        programs = -(-rounds // per_program)
+        part = config.bn * config.bm * (2 if flags["GATE"] else 1)
+        parts, arrived = self._workspace(x_MK.device, (programs + tiles) * part, tiles)
+        launch(
+            stream_gemm_kernel,
+            (programs,),
+            TensorDescriptor.from_tensor(x_MK, [config.bm, config.bk], TILE_LAYOUT),
+            TensorDescriptor.from_tensor(layer.weight, [config.bn, config.bk], TILE_LAYOUT),
+            layer.bias if layer.bias is not None else layer.weight,
+            out_MN,
+            parts,
+            arrived,
+            tokens,
+            outputs,
+            inputs,
+            out_MN.stride(0),
+            per_program,
+            num_warps=config.num_warps,
+            pdl=self._arch.pdl,
+            BM=config.bm,
+            BN=config.bn,
+            BK=config.bk,
+            STAGES=config.stages,
+            NUM_WARPS=config.num_warps,
+            **flags,
+        )
 
     def _workspace(self, device: torch.device, num_parts: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Buffers for split products. Recorded steps may know one that became too small, so it stays.
@@ -193,12 +260,41 @@ class Linears:
         return parts, arrived
 
 
+def _arguments(
+    x_MK: torch.Tensor, layer: LinearWeight, out_MN: torch.Tensor, ending: Ending
+) -> tuple[tuple[torch.Tensor, ...], tuple[int | float, ...]]:
+    """Pointers, then strides and numbers, as `gemv_kernel` and `skinny_gemm_kernel` take them."""
+    norm, weight = ending.norm, layer.weight
+    pointers = (
+        x_MK,
+        weight,
+        layer.bias if layer.bias is not None else weight,
+        norm.weight if norm is not None and norm.weight is not None else weight,
+        out_MN,
+    )
+    numbers = (
+        x_MK.stride(0),
+        out_MN.stride(0),
+        norm.spec.eps if norm is not None else 0.0,
+        norm.spec.weight_offset if norm is not None else 0.0,
+    )
+    return pointers, numbers
+
+
+def _copyable(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> bool:
+    """Whether Hopper's copy engine can read both: rows of whole 16 bytes, on a GPU (the interpreter has no engine)."""
+    return x_MK.device.type != "cpu" and all(
+        tensor.data_ptr() % 16 == 0 and tensor.stride(0) % 8 == 0 and tensor.stride(1) == 1
+        for tensor in (x_MK, weight_NK)
+    )
+
+
 def _joins(norm: NormWeights, x_MK: torch.Tensor, config: LinearConfig) -> bool:
     """Whether a norm can be part of the product that follows it."""
     if norm.spec.kind != "rms" or norm.weight is None or norm.bias is not None:
         return False
     # The matrix units take 16 bits, and x times the norm's weight may be too large for fp16 before it is scaled.
-    return config.kind == "gemv" or x_MK.dtype == torch.bfloat16
+    return config.kind == "gemv" or (config.kind == "skinny" and x_MK.dtype == torch.bfloat16)
 
 
 def _library_product(x_MK: torch.Tensor, layer: LinearWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -220,7 +316,7 @@ def linear_variants(spec: DecoderSpec, dtype: torch.dtype, arch: GpuArch) -> lis
     layers = {(layer.mixer, layer.mlp, layer.norm): layer for layer in spec.layers}.values()
     head = _absent(spec.vocab_size, spec.embedding.size or spec.hidden_size, dtype, bias=spec.lm_head_bias)
     with recording() as variants:
-        for tokens in (1, 2, _TILE_TOKENS):
+        for tokens in sorted({entry.tokens for entry in every_entry(arch.name)}):
             for layer in layers:
                 _record_layer(linears, layer, spec.hidden_size, dtype, tokens)
             linears.product(_meta(tokens, head.weight.shape[1], dtype=dtype), head, torch.float32)
@@ -241,11 +337,13 @@ def _record_layer(linears: Linears, layer: LayerSpec, hidden: int, dtype: torch.
     for width, size, bias in ((heads, hidden, mixer.out_bias), (mlp.inner_size, hidden, mlp.down_bias)):
         down = _absent(size, width, dtype, bias=bias)
         linears.add_product(_meta(tokens, width, dtype=dtype), down, _meta(tokens, hidden, dtype=dtype))
-    linears.norm_product(x_TD, norm, qkv)
-    if mlp.gated:
-        linears.norm_gate(x_TD, norm, up, mlp.activation)
-    else:
-        linears.norm_product(x_TD, norm, up)
+    if linears.norm_product(x_TD, norm, qkv) is None:
+        linears.product(x_TD, qkv)
+    if not mlp.gated:
+        if linears.norm_product(x_TD, norm, up) is None:
+            linears.product(x_TD, up)
+    elif linears.norm_gate(x_TD, norm, up, mlp.activation) is None:
+        linears.gate_product(x_TD, up, mlp.activation)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal
 
-Kind = Literal["gemv", "skinny"]
+Kind = Literal["gemv", "skinny", "stream"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,11 @@ class LinearConfig:
     """How one product is launched.
 
     Attributes:
-        kind: "gemv" by multiply-adds, "skinny" on the matrix units.
-        bn: outputs a program. bk: inputs a round.
-        unroll: rounds unrolled ("gemv"). split, stages: parts of K, rounds in flight ("skinny").
+        kind: "gemv" by multiply-adds, "skinny" on the matrix units, "stream" on Hopper's with its copy engine.
+        bn: outputs a tile. bk: inputs a round.
+        unroll: rounds unrolled ("gemv").
+        bm, stages: most tokens, rounds in flight (not "gemv").
+        split: parts of K ("skinny"). programs: that share the rounds ("stream").
     """
 
     kind: Kind
@@ -31,8 +33,10 @@ class LinearConfig:
     bk: int
     num_warps: int
     unroll: int = 1
+    bm: int = 16
     split: int = 1
     stages: int = 3
+    programs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +47,14 @@ class LinearEntry:
         tokens: most tokens that it serves.
         n, k: outputs (with `gate` of each half) and inputs.
         gate: gate and up halves with an activation between them.
+        config: None where a library's product and separate kernels were faster.
     """
 
     tokens: int
     n: int
     k: int
     gate: bool
-    config: LinearConfig
+    config: LinearConfig | None
 
     def distance(self, n: int, k: int) -> float:
         """How far another shape is, in powers of two."""
@@ -66,7 +71,7 @@ def _entries(arch: str) -> tuple[LinearEntry, ...]:
             n=line["n"],
             k=line["k"],
             gate=line["gate"],
-            config=LinearConfig(**line["config"]),
+            config=LinearConfig(**line["config"]) if line["config"] is not None else None,
         )
         for line in tables.get(arch, tables["default"])
     )
