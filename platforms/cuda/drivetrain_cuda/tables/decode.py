@@ -76,7 +76,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_120", 128, 1, "many"): _config(32, 4, 2, 2),
     ("sm_120", 128, 2, "many"): _config(32, 4, 2, 1),
     ("sm_120", 256, 1, "many"): _config(16, 8, 2, 1),
-    ("sm_120", 256, 2, "many"): _config(16, 8, 2, 1),
+    ("sm_120", 256, 2, "many"): _config(32, 8, 2, 1),
 }
 """Keys are (part, head size padded to a power of two, bytes of an element, query rows)."""
 
