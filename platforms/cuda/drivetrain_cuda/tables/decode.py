@@ -50,7 +50,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 1, "few"): _config(128, 4, 4, 3),
     ("sm_90", 64, 2, "few"): _config(64, 4, 4, 3),
     ("sm_90", 64, 4, "few"): _config(16, 4, 3, 3),
-    ("sm_90", 128, 1, "few"): _config(64, 4, 4, 3),
+    ("sm_90", 128, 1, "few"): _config(64, 4, 3, 3),
     ("sm_90", 128, 2, "few"): _config(64, 4, 3, 2),
     ("sm_90", 128, 4, "few"): _config(16, 4, 3, 3),
     ("sm_90", 256, 1, "few"): _config(32, 4, 4, 3),
