@@ -36,9 +36,8 @@ INVARIANT_CHUNKS = 16
 FEWEST_ROWS = 16
 """Query rows of the smallest matrix product."""
 
-MOST_ROWS, MOST_LARGE_ROWS, LARGE_HEAD = 64, 32, 128
-"""Query rows of a program in 16 bits, up to a head size and beyond it: what registers hold. Larger groups of heads are
-cut into chunks."""
+MOST_ROWS = 32
+"""Query rows of a decode program in 16 bits: what registers hold. Larger groups of heads are cut into chunks."""
 
 SHARED_ROWS = 64
 """Query rows of a program that reads shared pages in 16 bits."""
@@ -86,8 +85,7 @@ class Geometry:
     @property
     def chunks(self) -> int:
         """Programs that share the query heads of one key-value head."""
-        most = FEWEST_ROWS if self.exact else MOST_ROWS if self.head_dim <= LARGE_HEAD else MOST_LARGE_ROWS
-        return -(-self.group // most)
+        return -(-self.group // (FEWEST_ROWS if self.exact else MOST_ROWS))
 
     @property
     def pack(self) -> int:

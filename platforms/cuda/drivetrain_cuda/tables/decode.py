@@ -50,7 +50,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 1, "few"): _config(128, 4, 4, 3),
     ("sm_90", 64, 2, "few"): _config(64, 4, 4, 3),
     ("sm_90", 64, 4, "few"): _config(16, 4, 3, 3),
-    ("sm_90", 128, 1, "few"): _config(64, 4, 4, 3),
+    ("sm_90", 128, 1, "few"): _config(64, 4, 3, 3),
     ("sm_90", 128, 2, "few"): _config(64, 4, 3, 2),
     ("sm_90", 128, 4, "few"): _config(16, 4, 3, 3),
     ("sm_90", 256, 1, "few"): _config(32, 4, 4, 3),
@@ -59,10 +59,9 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 64, 2, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 1, "many"): _config(64, 4, 3, 2),
-    ("sm_90", 128, 2, "many"): _config(64, 4, 3, 2),
+    ("sm_90", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_90", 256, 1, "many"): _config(32, 8, 3, 1),
     ("sm_90", 256, 2, "many"): _config(32, 8, 2, 1),
-    ("sm_100", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_120", 64, 1, "few"): _config(64, 4, 3, 3),
     ("sm_120", 64, 2, "few"): _config(64, 4, 2, 2),
     ("sm_120", 64, 4, "few"): _config(16, 4, 3, 3),
@@ -77,7 +76,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_120", 128, 1, "many"): _config(32, 4, 2, 2),
     ("sm_120", 128, 2, "many"): _config(32, 4, 2, 1),
     ("sm_120", 256, 1, "many"): _config(16, 8, 2, 1),
-    ("sm_120", 256, 2, "many"): _config(16, 8, 2, 1),
+    ("sm_120", 256, 2, "many"): _config(32, 8, 2, 1),
 }
 """Keys are (part, head size padded to a power of two, bytes of an element, query rows)."""
 
