@@ -42,8 +42,11 @@ MOST_ROWS = 32
 SHARED_ROWS = 64
 """Query rows of a program that reads shared pages in 16 bits."""
 
-FEWEST_PLANNED_ROWS = 16
-"""Rows and groups that planning compiles for at least; more go by powers of two."""
+FEW_ROWS, MANY_ROWS = 64, 1024
+"""Rows that planning compiles for; more go by powers of two. Each size takes half a second of a cold start."""
+
+GROUPS = 16
+"""Groups that planning compiles for at least."""
 
 LISTED_AT_ONCE = 1024
 """Entries that planning writes at a time."""
@@ -148,6 +151,11 @@ class AttentionPlan:
     prefill: dict[tuple[int, int, torch.dtype], PrefillPlan] = field(default_factory=dict)
 
 
+def planned_rows(rows: int) -> int:
+    """The size that planning compiles for to plan so many rows."""
+    return FEW_ROWS if rows <= FEW_ROWS else max(MANY_ROWS, power_of_two(rows))
+
+
 def kinds_of_rows(shape: StepShape, batch: StepBatch | None) -> tuple[bool, bool]:
     """Whether some row may have exactly one token, and whether some may have more."""
     if shape.decode_only:
@@ -204,7 +212,7 @@ def make_decode_work(
         shared_work_VC=empty(shared_entries, _SHARED_ENTRY) if groups else None,
         shared_part_R=empty(rows) if groups else None,
     )
-    block_rows = max(FEWEST_PLANNED_ROWS, power_of_two(rows))
+    block_rows = planned_rows(rows)
     launch(
         plan_kernel,
         (1,),
@@ -226,7 +234,7 @@ def make_decode_work(
         geometry.window or 0,
         chunk,
         BLOCK_R=block_rows,
-        BLOCK_S=max(FEWEST_PLANNED_ROWS, power_of_two(groups)) if groups else 1,
+        BLOCK_S=max(GROUPS, power_of_two(groups)) if groups else 1,
         BLOCK_J=max(1, LISTED_AT_ONCE // block_rows),
         UNIT=UNIT,
         ALIGNMENT=config.block_n,
