@@ -206,9 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--heads", default="32,8,128", help="query heads, key-value heads, head size")
     parser.add_argument("--only", default="", help="candidates whose name has this in it")
+    parser.add_argument("--unit", type=int, default=attention_plan.UNIT, help="shortest chunk")
+    parser.add_argument("--overhead", type=int, default=attention_plan.OVERHEAD, help="tokens that a chunk costs")
     parser.add_argument("--cascade", action="store_true", help="time shared prefixes instead")
     parser.add_argument("--tiny", action="store_true", help="a dry run")
     options = parser.parse_args()
+    attention_plan.UNIT, attention_plan.OVERHEAD = options.unit, options.overhead
     heads = tuple(int(number) for number in options.heads.split(","))
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted:

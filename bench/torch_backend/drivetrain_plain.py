@@ -89,7 +89,7 @@ class PlainFetch:
 class PlainCache(KVCache):
     def __init__(self, spec: KVSpec, num_pages: int, device: torch.device) -> None:
         self.spec = spec
-        self.num_pages = num_pages
+        self.num_pages = self.reserved_pages = num_pages
         dtype = getattr(torch, spec.dtype)
         shapes = [(num_pages * spec.page_size, layer.num_kv_heads, layer.head_dim) for layer in spec.layers]
         self.k = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
@@ -115,14 +115,16 @@ class PlainAllocator(Allocator):
         return MemoryPlan(num_pages=cache.num_pages, kv_bytes=cache.num_pages * cache.spec.page_bytes)
 
     def commit(self, cache: KVCache, num_pages: int) -> None:
-        if num_pages > cache.num_pages:
-            raise OutOfMemory(f"{num_pages} pages were asked for, {cache.num_pages} are reserved")
+        assert isinstance(cache, PlainCache)
+        if num_pages > cache.reserved_pages:
+            raise OutOfMemory(f"{num_pages} pages were asked for, {cache.reserved_pages} are reserved")
+        cache.num_pages = num_pages
 
     def copy_pages(self, cache: KVCache, source: Sequence[int], destination: Sequence[int]) -> None:
         assert isinstance(cache, PlainCache)
         pairs = torch.tensor([list(source), list(destination)], dtype=torch.long, device=self._device)
         for x in (*cache.k, *cache.v):
-            pages = x.view(cache.num_pages, cache.spec.page_size, *x.shape[1:])
+            pages = x.view(-1, cache.spec.page_size, *x.shape[1:])
             pages[pairs[1]] = pages[pairs[0]]
 
     def export_pages(self, cache: KVCache, pages: Sequence[int]) -> Any:

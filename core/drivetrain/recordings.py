@@ -16,6 +16,9 @@ from drivetrain_plugins.contract.runtime import Replay
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SampledTokens, StepInputs
 
+_MOST_RECORDINGS = 384
+"""Each takes memory of the device that nobody has planned; what is not recorded runs as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -102,21 +105,25 @@ class Recordings:
 
     def is_due(self, step: Recorded) -> bool:
         """Whether the step should be recorded now: a shape that comes once is not worth it, and runs as it is."""
-        if step in self._made or step in self._refused:
+        if step in self._made or step in self._refused or len(self._made) >= _MOST_RECORDINGS:
             return False
         met = step in self._met
         self._met.add(step)
         return met
 
     def record(self, step: Recorded) -> None:
-        """Record a step. It runs once before, and may run once while it is recorded; no request's state is touched."""
+        """Record a step on padding, so that no request's state is touched.
+
+        It runs once before, unless it was met: then it ran for a batch. It may run once more while it is recorded.
+        """
         recording = _Recording()
 
         def run() -> None:
             recording.outcome = self._run(step)
 
         self._stage_padding(step)
-        run()
+        if step not in self._met:
+            run()
         recording.replay = self._capture(run)
         self._made[step] = recording
 

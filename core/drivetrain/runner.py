@@ -138,9 +138,9 @@ class ModelRunner(Executor):
             features=batch.features if inside else None,
             decode_only=batch.decode_only,
         )
-        if self._recordings.is_due(step):
+        if step not in self._recordings and self._recordings.is_due(step):
             self._record(step)
-        self._stage(batch)
+        self._stage(batch)  # may drop all recordings
         outcome = self._recordings.replay(step) if step in self._recordings else self._run_recorded(step)
         if inside:
             return outcome

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from drivetrain_cuda.attention import _DecodeOnly, _meta, _meta_inputs, _meta_layer, decode_variants
+from drivetrain_cuda.attention import CudaAttention, _DecodeOnly, _meta, _meta_inputs, _meta_layer, decode_variants
 from drivetrain_cuda.tables.decode import DECODE_CONFIGS, decode_config
+from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import (
@@ -26,6 +27,7 @@ from drivetrain_triton.cross_compile import compile_variant
 from drivetrain_triton.launch import Variant, recording
 
 PARTS = ("sm_80", "sm_90", "sm_100", "sm_120")
+PARTS_SLOWLY = [pytest.param(part, marks=[] if part == "sm_90" else [pytest.mark.slow]) for part in PARTS]
 STORED = {1: torch.float8_e4m3fn, 2: torch.bfloat16, 4: torch.float32}
 
 
@@ -67,7 +69,7 @@ SHARED = StepShape(rows=8, tokens=8, pages=1, decode_only=True, shared_groups=2)
 
 @pytest.mark.parametrize("item_bytes", STORED)
 @pytest.mark.parametrize("size", [64, 128, 256])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", PARTS_SLOWLY)
 def test_entries_for_few_rows(part: str, size: int, item_bytes: int) -> None:
     """Groups of four heads, and the pass over shared pages that packs rows of them."""
     cascade, decode = variants(part, mixer(32, 8, size), item_bytes, SHARED)
@@ -79,13 +81,13 @@ def test_entries_for_few_rows(part: str, size: int, item_bytes: int) -> None:
 
 @pytest.mark.parametrize("item_bytes", STORED)
 @pytest.mark.parametrize("size", [64, 128, 256])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", PARTS_SLOWLY)
 def test_entries_for_many_rows(part: str, size: int, item_bytes: int) -> None:
     (decode,) = variants(part, mixer(71, 1, size), item_bytes, DECODE)
     check(part, decode, None)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", PARTS_SLOWLY)
 @pytest.mark.parametrize(
     "spec",
     [
@@ -110,6 +112,22 @@ def test_steps_with_chunks(part: str, item_bytes: int) -> None:
         check(part, variant, None)
 
 
+@pytest.mark.parametrize("part", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("rows", [1, 300, 1024])
+def test_planning(part: str, rows: int) -> None:
+    attention = _DecodeOnly(arch=part, num_processors=132, pdl=part == "sm_90")
+    shape = StepShape(rows=rows, tokens=rows, pages=1, decode_only=True, shared_groups=8)
+    spec = mixer(32, 8, 128)
+    pages = _meta(2, 64, 8, 128, dtype=torch.bfloat16)
+    cache = SimpleNamespace(spec=SimpleNamespace(page_size=64), k=[pages], v=[pages])
+    with recording() as recorded:
+        plan = attention.plan(_meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
+        qkv_TX = _meta(rows, 48 * 128, dtype=torch.bfloat16)
+        attention.attention(qkv_TX, _meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
+    assert recorded[0].kernel.__name__ == "plan_kernel"
+    check(part, recorded[0], None)
+
+
 def test_the_table_has_an_entry_for_every_part_it_names() -> None:
     for part in (*PARTS, "sm_86", "sm_89", "sm_103", "sm_121"):
         for size in (64, 80, 128, 192, 256):
@@ -118,7 +136,7 @@ def test_the_table_has_an_entry_for_every_part_it_names() -> None:
         decode_config("sm_75", 128, 2, 2, 16)
     with pytest.raises(ValueError, match="head size 512"):
         decode_config("sm_90", 512, 2, 2, 16)
-    assert {part for part, *_ in DECODE_CONFIGS} == {"sm_80", "sm_90", "sm_120"}
+    assert {part for part, *_ in DECODE_CONFIGS} <= set(PARTS)
 
 
 def model(*mixers: AttentionSpec) -> DecoderSpec:
@@ -162,3 +180,16 @@ def test_whatever_a_step_launches_was_listed(rows: int, decode_only: bool) -> No
                 qkv_TX = _meta(shape.tokens, width, dtype=torch.bfloat16)
                 attention.attention(qkv_TX, _meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
             assert launched and {variant.key for variant in launched} <= listed
+
+
+def test_keys_and_values_are_written_without_queries():
+    spec = AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=128, scale=0.1)
+    layer = AttentionLayer(index=0, spec=spec, rotary=None, q_norm=None, k_norm=None, sinks_H=None, alibi_H=None)
+    pages_PSGK = torch.empty(10, 64, 2, 128, dtype=torch.bfloat16, device="meta")
+    new_TGK = torch.empty(5, 2, 128, dtype=torch.bfloat16, device="meta")
+    where_T = torch.empty(5, dtype=torch.int64, device="meta")
+    cache = SimpleNamespace(k=[pages_PSGK], v=[pages_PSGK], spec=SimpleNamespace(page_size=64))
+    plan = SimpleNamespace(inputs=SimpleNamespace(positions_T=where_T, kv_slots_T=where_T))
+    with recording() as variants:
+        CudaAttention(arch="sm_90", num_processors=132, pdl=True).write(new_TGK, new_TGK, layer, cache, plan)  # type: ignore[arg-type]
+    assert [compile_variant("sm_90", variant).fits for variant in variants] == [True]

@@ -332,6 +332,16 @@ def parallel_branches_one_after_the_other(device):
     device.ops = Wrong()
 
 
+@fault("layer.decoder_layers_keep")
+def wanted_tokens_in_ascending_order(device):
+    class Wrong(CpuOps):
+        def decoder_layer(self, delta_TD, residual_TD, layer, step, keep_K=None):
+            keep_K = None if keep_K is None else keep_K.sort().values
+            return super().decoder_layer(delta_TD, residual_TD, layer, step, keep_K)
+
+    device.ops = Wrong()
+
+
 # -- step inputs and sampling
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
-from drivetrain_cuda.tables.prefill import PrefillConfig
+from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
 from drivetrain_plugins.contract.shapes import StepShape
 from gpu_kernels.closeness import GATES, relative_l2
 from gpu_kernels.prefill_case import PrefillCase, make_layer
@@ -132,26 +132,37 @@ def test_tensor_maps(device: torch.device, page: int, ahead: bool) -> None:
     check(case, run(case, config=config))
 
 
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (128, torch.float16)])
+def test_configuration_of_the_table(device: torch.device, interpreted: bool, head_dim: int, dtype: torch.dtype) -> None:
+    name = "sm_90" if interpreted else "sm_{}{}".format(*torch.cuda.get_device_capability())
+    rows = [(0, 70), (130, 33)] if interpreted else [(0, 1500), (1, 1), (130, 333), (4000, 64), (63, 2), (5, 700)]
+    layer = make_layer(device=device, head_dim=head_dim, kv_heads=1 if interpreted else 4)
+    case = PrefillCase(layer=layer, rows=rows, device=device, page=64, dtype=dtype, padding=2)
+    check(case, run(case, config=prefill_config(name, head_dim, 2)))
+
+
 def test_plan_lists_every_block_longest_context_first(device: torch.device) -> None:
     rows = [(int(start), int(count)) for start, count in torch.randint(1, 90, (70, 2))]
     rows[3] = (4, 1)
     layer = make_layer(device=device, group=8, kv_heads=1)
     case = PrefillCase(layer=layer, rows=rows, device=device, padding=9)
+    tokens = case.inputs.query_start_R1.tolist()
+    slots = case.inputs.row_slot_R.tolist()
     wanted = [
-        (row, first, start + min(first + 4, count))
+        [tokens[row] + first, min(4, count - first), start + first, start + min(first + 4, count), slots[row]]
         for row, (start, count) in enumerate(rows)
         if count > 1
         for first in range(0, count, 4)
     ]
-    wanted.sort(key=lambda item: (-item[2], item[0]))
-    padding = [[len(rows), first] for first in (8, 4, 0)]
-    exact = [[row, first] for row, first, _ in wanted] + padding
+    wanted.sort(key=lambda item: (-item[3], item[0]))
+    exact = wanted + [[tokens[-2] + first, min(4, 9 - first), 0, 0, slots[-1]] for first in (8, 4, 0)]
     options = {"group": 8, "head_dim": 64, "dtype": torch.bfloat16, "arch": "sm_90", "pdl": False, "config": TINY}
     plan = plan_prefill(case.inputs, case.shape, case.batch, **options)  # type: ignore[arg-type]
-    assert plan.work_W2.tolist() == exact
+    assert plan.work_W8[:, :5].tolist() == exact
     bound = plan_prefill(case.inputs, case.shape, None, **options)  # type: ignore[arg-type]
     assert bound.num_items == case.num_tokens // 4 + len(rows) + 1
-    assert bound.work_W2.tolist() == exact + [[-1, 0]] * (bound.num_items - len(exact))
+    assert bound.work_W8[: len(exact), :5].tolist() == exact
+    assert (bound.work_W8[len(exact) :, 1] == 0).all()
     decode = StepShape(rows=71, tokens=71, pages=1, decode_only=True)
     assert plan_prefill(case.inputs, decode, None, **options).num_items == 0  # type: ignore[arg-type]
 

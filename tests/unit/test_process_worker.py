@@ -54,6 +54,9 @@ class OneStepEngine:
             for index in range(request.params.n)
         ]
 
+    def prepare_more(self) -> bool:
+        return False
+
     def is_live(self, request_id: str) -> bool:
         return False
 

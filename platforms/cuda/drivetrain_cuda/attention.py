@@ -24,11 +24,11 @@ from drivetrain_cuda.attention_kernels import (
     launch_write,
 )
 from drivetrain_cuda.attention_plan import (
-    FEWEST_PLANNED_ROWS,
     AttentionPlan,
     Geometry,
     kinds_of_rows,
     make_decode_work,
+    planned_rows,
 )
 from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, PagedAttention, RotaryTable
@@ -181,7 +181,8 @@ class CudaAttention(PagedAttention):
         if work.shared_work_VC is not None:
             shared_config = pages.config(self._arch, q_THK.itemsize, geometry.shared_rows)
             launch_cascade(q_THK, layer, pages, plan.inputs, work, transform, shared_config, pdl=self._pdl)
-        launch_decode(q_THK, new, out_THK, layer, pages, plan.inputs, work, transform, config, pdl=self._pdl)
+        # Not as a dependent launch: measured on an H100, an 8B decodes one stream 8 % slower if it starts early.
+        launch_decode(q_THK, new, out_THK, layer, pages, plan.inputs, work, transform, config, pdl=False)
 
 
 def _empty_like(q_THK: torch.Tensor) -> torch.Tensor:
@@ -210,14 +211,13 @@ class _DecodeOnly(CudaAttention):
 
 def _shapes(max_rows: int) -> Iterator[StepShape]:
     """A step for each size of the planning kernel, with and without prefill and shared prefixes."""
-    rows = FEWEST_PLANNED_ROWS
-    while rows < 2 * (max_rows + 1):
+    # One row more than may run belongs to padding.
+    for rows in sorted({planned_rows(rows) for rows in range(1, max_rows + 2)}):
         decode = StepShape(rows=rows, tokens=rows, pages=1, decode_only=True)
         mixed = StepShape(rows=rows, tokens=rows, pages=1)
         for shape in (decode, mixed):
             yield shape
             yield replace(shape, shared_groups=1)
-        rows *= 2
 
 
 def _meta(*size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:

@@ -24,7 +24,7 @@ from drivetrain_plugins.contract.slots import StepInputs
 from drivetrain_triton.launch import launch
 
 LOG2_E = 1.4426950408889634
-MERGED_NUMBERS = 8192
+MERGED_NUMBERS = 4096
 """Numbers of partial results that a program holds at once while it merges."""
 WRITE_VECTORS = 32
 """Head vectors of a program that writes keys and values."""

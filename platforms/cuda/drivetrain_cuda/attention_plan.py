@@ -36,15 +36,20 @@ INVARIANT_CHUNKS = 16
 FEWEST_ROWS = 16
 """Query rows of the smallest matrix product."""
 
-MOST_ROWS, MOST_LARGE_ROWS, LARGE_HEAD = 64, 32, 128
-"""Query rows of a program in 16 bits, up to a head size and beyond it: as many as registers hold. Larger groups of heads
-are cut into chunks."""
+MOST_ROWS = 32
+"""Query rows of a decode program in 16 bits: what registers hold. Larger groups of heads are cut into chunks."""
 
 SHARED_ROWS = 64
 """Query rows of a program that reads shared pages in 16 bits."""
 
-FEWEST_PLANNED_ROWS = 16
-"""Rows and groups that planning compiles for at least; more go by powers of two."""
+FEW_ROWS, MANY_ROWS = 64, 1024
+"""Rows that planning compiles for; more go by powers of two. Each size takes half a second of a cold start."""
+
+GROUPS = 16
+"""Groups that planning compiles for at least."""
+
+LISTED_AT_ONCE = 1024
+"""Entries that planning writes at a time."""
 
 _ENTRY = 16
 _SHARED_ENTRY = 8
@@ -83,8 +88,7 @@ class Geometry:
     @property
     def chunks(self) -> int:
         """Programs that share the query heads of one key-value head."""
-        most = FEWEST_ROWS if self.exact else MOST_ROWS if self.head_dim <= LARGE_HEAD else MOST_LARGE_ROWS
-        return -(-self.group // most)
+        return -(-self.group // (FEWEST_ROWS if self.exact else MOST_ROWS))
 
     @property
     def pack(self) -> int:
@@ -147,6 +151,11 @@ class AttentionPlan:
     prefill: dict[tuple[int, int, torch.dtype], PrefillPlan] = field(default_factory=dict)
 
 
+def planned_rows(rows: int) -> int:
+    """The size that planning compiles for to plan so many rows."""
+    return FEW_ROWS if rows <= FEW_ROWS else max(MANY_ROWS, power_of_two(rows))
+
+
 def kinds_of_rows(shape: StepShape, batch: StepBatch | None) -> tuple[bool, bool]:
     """Whether some row may have exactly one token, and whether some may have more."""
     if shape.decode_only:
@@ -203,7 +212,7 @@ def make_decode_work(
         shared_work_VC=empty(shared_entries, _SHARED_ENTRY) if groups else None,
         shared_part_R=empty(rows) if groups else None,
     )
-    block_rows = max(FEWEST_PLANNED_ROWS, power_of_two(rows))
+    block_rows = planned_rows(rows)
     launch(
         plan_kernel,
         (1,),
@@ -225,8 +234,8 @@ def make_decode_work(
         geometry.window or 0,
         chunk,
         BLOCK_R=block_rows,
-        BLOCK_S=max(FEWEST_PLANNED_ROWS, power_of_two(groups)) if groups else 1,
-        BLOCK_J=max(1, 2048 // block_rows),
+        BLOCK_S=max(GROUPS, power_of_two(groups)) if groups else 1,
+        BLOCK_J=max(1, LISTED_AT_ONCE // block_rows),
         UNIT=UNIT,
         ALIGNMENT=config.block_n,
         OVERHEAD=OVERHEAD,
@@ -234,7 +243,7 @@ def make_decode_work(
         WINDOW=geometry.window is not None,
         SHARED=groups > 0,
         ROWS_A_BLOCK=geometry.rows_a_block,
-        num_warps=8 if block_rows > 512 else 4,
+        num_warps=8 if block_rows > 256 else 4,
         pdl=pdl,
     )
     return work

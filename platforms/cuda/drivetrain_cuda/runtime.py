@@ -129,7 +129,7 @@ class CudaRuntime(Runtime):
         self._next = 0
         self._uploader: Uploader | None = None
         self._recorder = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.MemPool()
 
     def stage(self, host: Int32Array, destination: torch.Tensor) -> None:
         size = host.size
@@ -156,7 +156,7 @@ class CudaRuntime(Runtime):
         """Record `step` in a CUDA graph.
 
         It must have run once before: kernels that are loaded or compiled while recording would end it. All graphs
-        share one memory pool, as replays never overlap; what a step keeps alive is not shared.
+        share one memory pool, which outlives them, as replays never overlap; what a step keeps alive is not shared.
         """
         # Memory of the pool may still be read by work that was issued before.
         self.synchronize()
@@ -165,7 +165,7 @@ class CudaRuntime(Runtime):
         self._recorder.wait_stream(current)
         with torch.cuda.stream(self._recorder), _collector_paused():
             # Other threads may compile and load kernels meanwhile; only this one is held to what a graph can record.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
             try:
                 step()
             except BaseException:
@@ -173,7 +173,7 @@ class CudaRuntime(Runtime):
                 # that the pool is in use for ever after, so later recordings get a new one.
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
-                self._pool = torch.cuda.graph_pool_handle()
+                self._pool = torch.cuda.MemPool()
                 raise
             graph.capture_end()
         current.wait_stream(self._recorder)

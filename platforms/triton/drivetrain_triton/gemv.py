@@ -55,8 +55,6 @@ def gemv_kernel(
         out_ptr: (M, N), row stride `stride_out`. With ADD the product is added to it, else it is overwritten. With GATE
             it is `ACTIVATION(gate) * up`.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     C: tl.constexpr = BK // 8
     offs = tl.arange(0, C)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
@@ -69,6 +67,7 @@ def gemv_kernel(
         u = tl.load(up_base, mask=offs < K, other=0.0, eviction_policy="evict_first")
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     sums = ()
     up_sums = ()
     squares = ()

@@ -74,8 +74,11 @@ class Variant:
         return _options(self.num_warps, self.num_stages, self.pdl, {**self.constexprs, **self.options})
 
     def compile(self) -> None:
-        """Compile for the current device and keep the result where a launch finds it."""
-        self.kernel.warmup(*self.args, grid=(1,), **self.launch_options)
+        """Compile for the current device, load the code and keep the result where a launch finds it."""
+        made = self.kernel.warmup(*self.args, grid=(1,), **self.launch_options)
+        # An absent device has nothing to load into. Triton's launchers are compiled too, each for a fifth of a second.
+        if hasattr(driver.active, "launcher_cls"):
+            _ = made.run
 
     def __str__(self) -> str:
         name = getattr(self.kernel, "__name__", repr(self.kernel))
@@ -192,7 +195,7 @@ def compile_all(variants: Iterable[Variant], *, max_workers: int) -> Compilation
     """Start compiling variants for the current device in `max_workers` threads.
 
     Equal variants are compiled once, and what Triton's cache on disk has is only read. The calling thread's device is
-    the threads' device. Loading code into the device is left to the first launch.
+    the threads' device.
     """
     distinct = {variant.key: variant for variant in variants}
     device = driver.active.get_current_device()

@@ -63,8 +63,6 @@ def skinny_gemm_kernel(
         parts_ptr: fp32, SPLIT parts of each block: (BN, BM), with GATE a second one, then BM sums of squares.
         arrived_ptr: int32, one counter a block, zero before and after.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     block = tl.program_id(0)
     split = tl.program_id(1)
     rows = block * BN + tl.arange(0, BN)
@@ -80,6 +78,7 @@ def skinny_gemm_kernel(
     present = (tokens < M)[:, None]
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     y = tl.zeros([BN, BM], tl.float32)
     z = tl.zeros([BN, BM], tl.float32)
     squares = tl.zeros([BM], tl.float32)

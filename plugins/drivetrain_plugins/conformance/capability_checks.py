@@ -21,7 +21,7 @@ from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.shapes import ShapePolicy
 
-_UNCALLABLE = frozenset({"mla", "cascade"})
+_UNCALLABLE = frozenset({"mla"})
 
 
 @check()

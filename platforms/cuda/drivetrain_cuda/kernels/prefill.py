@@ -81,7 +81,7 @@ def prefill_attention(
         layer: scale, window, soft cap, sinks and slopes.
         k_PSGK, v_PSGK: (pages, page, G, K), the type of `q_THK` or an fp8 type; this step's tokens are written already.
             Strides are free except that the last dimension is contiguous.
-        inputs: the step; reads row_slot_R, row_start_R, query_start_R1 and page_table_SP.
+        inputs: the step; reads page_table_SP.
         plan: from `plan_prefill` for the same group, head size and type.
         pdl: launch with programmatic dependent launch.
         arch: "sm_90" and so on; selects the configuration.
@@ -114,16 +114,12 @@ def prefill_attention(
         _map(v_PSGK, config) if constexprs["MAPPED"] else None,
         layer.sinks_H,
         layer.alibi_H,
-        plan.work_W2,
-        inputs.row_slot_R,
-        inputs.row_start_R,
-        inputs.query_start_R1,
+        plan.work_W8,
         inputs.page_table_SP,
         *q_THK.stride()[:2],
         *k_PSGK.stride()[:3],
         *v_PSGK.stride()[:3],
         inputs.page_table_SP.stride(0),
-        inputs.page_table_SP.shape[0] - 1,
         _scale(spec),
         (spec.soft_cap or 0.0) * LOG2E,
         spec.window or 0,

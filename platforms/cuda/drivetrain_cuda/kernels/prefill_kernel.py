@@ -170,13 +170,13 @@ def _attend_ahead(
 
 
 @triton.jit(
-    do_not_specialize=["table_row", "dummy_slot", "window"],
-    do_not_specialize_on_alignment=["work", "row_slot", "row_start", "query_start", "page_table", "sinks", "alibi"],
+    do_not_specialize=["table_row", "window"],
+    do_not_specialize_on_alignment=["page_table", "sinks", "alibi"],
 )
 def prefill_kernel(
     q, out, k, v, k_map, v_map, sinks, alibi,
-    work, row_slot, row_start, query_start, page_table,
-    q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row, dummy_slot,
+    work, page_table,
+    q_token, q_head, k_page, k_slot, k_head, v_page, v_slot, v_head, table_row,
     scale, soft_cap, window,
     GROUP: tl.constexpr, PACK: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, AHEAD: tl.constexpr, BORDER_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
@@ -190,19 +190,15 @@ def prefill_kernel(
     BLOCK_Q: tl.constexpr = BLOCK_M // PACK
     kv_head = tl.program_id(0) // CHUNKS
     first_head = tl.program_id(0) % CHUNKS * PACK
-    item = tl.program_id(1)
-    row = tl.load(work + 2 * item)
-    unused = row < 0
-    row = tl.maximum(row, 0)
-    first_query = tl.load(work + 2 * item + 1)
-    slot = tl.load(row_slot + row)
-    first_token = tl.load(query_start + row)
-    num_queries = (tl.load(query_start + row + 1) - first_token).to(tl.int32)
-    start = tl.load(row_start + row).to(tl.int32) + first_query
-    kv_end = start + tl.minimum(BLOCK_Q, num_queries - first_query)
+    line = work + 8 * tl.program_id(1)
+    num_queries = tl.load(line + 1)
+    if num_queries == 0:
+        return
+    first_token = tl.load(line)
+    start = tl.load(line + 2)
     # Rows of padding see nothing: what the null page holds is nobody's, and may be NaN.
-    kv_end = tl.where(unused | (slot == dummy_slot), 0, kv_end)
-    num_queries = tl.where(unused, 0, num_queries)
+    kv_end = tl.load(line + 3)
+    slot = tl.load(line + 4)
 
     num_heads = tl.num_programs(0) // CHUNKS * GROUP
     m_M = tl.arange(0, BLOCK_M)
@@ -210,8 +206,8 @@ def prefill_kernel(
     query_M = m_M // PACK
     member_M = first_head + m_M % PACK
     head_M = kv_head * GROUP + member_M
-    token_M = first_token + first_query + query_M
-    real_M = (query_M < BLOCK_Q) & (first_query + query_M < num_queries) & (member_M < GROUP)
+    token_M = first_token.to(tl.int64) + query_M
+    real_M = (query_M < num_queries) & (member_M < GROUP)
     mask_MD = real_M[:, None] & (d_D < HEAD)[None, :]
     q_MD = tl.load(q + (token_M * q_token + head_M * q_head)[:, None] + d_D[None, :], mask=mask_MD, other=0.0)
     position_M = tl.where(kv_end > 0, start + query_M, -1)
@@ -229,7 +225,7 @@ def prefill_kernel(
         slope_M = None
     acc_MD = tl.zeros([BLOCK_M, D], tl.float32)
 
-    table = page_table + slot * table_row
+    table = page_table + slot.to(tl.int64) * table_row
     k += kv_head.to(tl.int64) * k_head
     v += kv_head.to(tl.int64) * v_head
     column = kv_head * HEAD

@@ -30,13 +30,14 @@ class PrefillPlan:
     """Work of prefill attention in one step, shared by all layers with equal `block_tokens`.
 
     Attributes:
-        work_W2: (W, 2) int32: row, and first query token within the row, of each block of `block_tokens` query tokens;
-            row is -1 in unused entries. Blocks that end at the longest context come first.
+        work_W8: (W, 8) int32, one line a block of query tokens, longest contexts first, unused lines last. Columns:
+            first token of the step, number of query tokens (0 in unused lines), position of the first, keys that the
+            last one sees (0 for rows of padding), slot, and three unused. So a program reads one line and no more.
         block_tokens: query tokens of a block.
         num_items: W; 0 if no row has more than one query token.
     """
 
-    work_W2: torch.Tensor
+    work_W8: torch.Tensor
     block_tokens: int
     num_items: int
 
@@ -106,9 +107,16 @@ def plan_kernel(
         end_WR = end_W[:, None] - (row_R[None, :] < row_W[:, None]).to(tl.int32)
         longer_WR = _count_longer(start_R[None, :], length_R[None, :], blocks_R[None, :], end_WR, BLOCK_Q)
         rank_W += tl.sum(longer_WR, 1)
-    rank_W = tl.where(used_W, rank_W, item_W)
-    tl.store(work + 2 * rank_W, tl.where(used_W, row_W, -1), mask=item_W < num_items)
-    tl.store(work + 2 * rank_W + 1, tl.where(used_W, first_query_W, 0), mask=item_W < num_items)
+    line_W = work + 8 * tl.where(used_W, rank_W, item_W)
+    mask_W = item_W < num_items
+    token_W = tl.load(query_start + row_W, mask=used_W, other=0).to(tl.int32) + first_query_W
+    count_W = tl.where(used_W, tl.minimum(BLOCK_Q, length_W - first_query_W), 0)
+    padding_W = start_W < 0
+    tl.store(line_W, token_W, mask=mask_W)
+    tl.store(line_W + 1, count_W, mask=mask_W)
+    tl.store(line_W + 2, tl.where(padding_W, 0, start_W + first_query_W), mask=mask_W)
+    tl.store(line_W + 3, tl.where(padding_W, 0, end_W), mask=mask_W)
+    tl.store(line_W + 4, tl.load(row_slot + row_W, mask=used_W, other=0).to(tl.int32), mask=mask_W)
 
 
 def count_items(shape: StepShape, batch: StepBatch | None, block_tokens: int) -> int:
@@ -134,12 +142,12 @@ def make_plan(
         pdl: launch with programmatic dependent launch.
     """
     num_items = count_items(shape, batch, block_tokens)
-    work_W2 = torch.empty(num_items, 2, dtype=torch.int32, device=inputs.row_slot_R.device)
+    work_W8 = torch.empty(num_items, 8, dtype=torch.int32, device=inputs.row_slot_R.device)
     if num_items:
         launch(
             plan_kernel,
             (-(-num_items // PLAN_ITEMS),),
-            work_W2,
+            work_W8,
             inputs.row_slot_R,
             inputs.row_start_R,
             inputs.query_start_R1,
@@ -151,4 +159,4 @@ def make_plan(
             BLOCK_W=PLAN_ITEMS,
             BLOCK_R=PLAN_ROWS,
         )
-    return PrefillPlan(work_W2=work_W2, block_tokens=block_tokens, num_items=num_items)
+    return PrefillPlan(work_W8=work_W8, block_tokens=block_tokens, num_items=num_items)

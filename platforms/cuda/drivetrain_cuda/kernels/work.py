@@ -67,7 +67,8 @@ def _choose_chunk(span_R, weight_R, entries, places, longest, OVERHEAD: tl.const
     chunk = tl.minimum(tl.maximum(tl.cdiv(least, UNIT), 1) * UNIT, longest)
     best = longest
     best_cost = 2147483647
-    while chunk <= longest:
+    # No longer chunk can cost less than half its length.
+    while (chunk <= longest) & (chunk // 2 < best_cost):
         count = tl.sum(tl.cdiv(span_R, chunk) * weight_R, axis=0)
         cost = (count * OVERHEAD) // places + chunk // 2
         better = (count <= entries) & (cost < best_cost)
@@ -172,9 +173,13 @@ def plan_kernel(
         longest_shared = tl.cdiv(tl.maximum(tl.max(tokens_S, axis=0), 1), UNIT) * UNIT
         shared_chunk = _choose_chunk(tokens_S, blocks_S, shared_entries, places, longest_shared, OVERHEAD, UNIT)
         parts_S = tl.cdiv(tokens_S, shared_chunk)
-        inside_RS = (place_R[:, None] >= begin_S[None, :]) & (place_R[:, None] < end_S[None, :])
-        first_R = tl.sum(tl.where(inside_RS, tokens_S[None, :], 0), axis=1)
-        shared_parts_R = tl.sum(tl.where(inside_RS, parts_S[None, :], 0), axis=1)
+        for group in range(num_groups):
+            begin = tl.load(shared_groups_ptr + group * 3)
+            end = tl.load(shared_groups_ptr + group * 3 + 1)
+            tokens = tl.load(shared_groups_ptr + group * 3 + 2)
+            inside_R = (place_R >= begin) & (place_R < end)
+            first_R = tl.where(inside_R, tokens, first_R)
+            shared_parts_R = tl.where(inside_R, tl.cdiv(tokens, shared_chunk), shared_parts_R)
         _list_shared(
             shared_work_ptr, begin_S, end_S, tokens_S, blocks_S, parts_S, shared_chunk, shared_entries, BLOCK_S,
             BLOCK_R * BLOCK_J // BLOCK_S, ROWS_A_BLOCK,

@@ -88,7 +88,7 @@ def write_kernel(
         to_MK = to_M[:, None] + d_K[None, :]
         tl.store(k_ptr + to_MK, to_cache(k_MK, k_ptr.dtype.element_ty, SOFT_FP8), mask=valid_MK)
         tl.store(v_ptr + to_MK, to_cache(v_MK, v_ptr.dtype.element_ty, SOFT_FP8), mask=valid_MK)
-    else:
+    elif q_ptr is not None:
         head_M = (tl.program_id(1) - KV_BLOCKS) * BLOCK_H + m_M % BLOCK_H
         valid_M = in_step_M & (head_M < NUM_HEADS)
         at_M = token_M * token_stride + head_M * HEAD_DIM

@@ -50,7 +50,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 1, "few"): _config(128, 4, 4, 3),
     ("sm_90", 64, 2, "few"): _config(64, 4, 4, 3),
     ("sm_90", 64, 4, "few"): _config(16, 4, 3, 3),
-    ("sm_90", 128, 1, "few"): _config(64, 4, 4, 3),
+    ("sm_90", 128, 1, "few"): _config(64, 4, 3, 3),
     ("sm_90", 128, 2, "few"): _config(64, 4, 3, 2),
     ("sm_90", 128, 4, "few"): _config(16, 4, 3, 3),
     ("sm_90", 256, 1, "few"): _config(32, 4, 4, 3),
@@ -59,7 +59,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 64, 2, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 1, "many"): _config(64, 4, 3, 2),
-    ("sm_90", 128, 2, "many"): _config(64, 4, 3, 2),
+    ("sm_90", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_90", 256, 1, "many"): _config(32, 8, 3, 1),
     ("sm_90", 256, 2, "many"): _config(32, 8, 2, 1),
     ("sm_120", 64, 1, "few"): _config(64, 4, 3, 3),
@@ -76,7 +76,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_120", 128, 1, "many"): _config(32, 4, 2, 2),
     ("sm_120", 128, 2, "many"): _config(32, 4, 2, 1),
     ("sm_120", 256, 1, "many"): _config(16, 8, 2, 1),
-    ("sm_120", 256, 2, "many"): _config(16, 8, 2, 1),
+    ("sm_120", 256, 2, "many"): _config(32, 8, 2, 1),
 }
 """Keys are (part, head size padded to a power of two, bytes of an element, query rows)."""
 
@@ -85,10 +85,10 @@ SIBLINGS = {
     "sm_87": "sm_80",
     "sm_89": "sm_120",
     "sm_100": "sm_90",
-    "sm_103": "sm_90",
+    "sm_103": "sm_100",
     "sm_121": "sm_120",
 }
-"""Parts that take the entries of another: as much shared memory."""
+"""Parts that take the entries of another, where they have none: as much shared memory."""
 
 
 def decode_config(arch: str, head_dim: int, kv_bytes: int, query_bytes: int, rows: int) -> DecodeConfig:
@@ -99,7 +99,12 @@ def decode_config(arch: str, head_dim: int, kv_bytes: int, query_bytes: int, row
     """
     padded = padded_head_dim(head_dim)
     item_bytes = 4 if max(kv_bytes, query_bytes) == 4 else kv_bytes
-    config = DECODE_CONFIGS.get((SIBLINGS.get(arch, arch), padded, item_bytes, "few" if rows <= 16 else "many"))
+    key = (padded, item_bytes, "few" if rows <= 16 else "many")
+    config = DECODE_CONFIGS.get((arch, *key))
+    part = arch
+    while config is None and part in SIBLINGS:
+        part = SIBLINGS[part]
+        config = DECODE_CONFIGS.get((part, *key))
     if config is None:
         known = sorted({arch for arch, _, _, _ in DECODE_CONFIGS} | set(SIBLINGS))
         raise ValueError(

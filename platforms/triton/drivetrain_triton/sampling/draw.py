@@ -21,7 +21,7 @@ from drivetrain_triton.sampling.noise import gumbel_noise, noise_key
 
 _BLOCK = 1024
 _MAX_PARTS = 256
-_PROGRAMS_A_PROCESSOR = 2
+_PROGRAMS_A_PROCESSOR = 16
 
 _TEMPERATURE = tl.constexpr(TEMPERATURE)
 _SEED_LOW = tl.constexpr(SEED_LOW)

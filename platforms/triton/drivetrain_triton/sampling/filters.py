@@ -54,21 +54,32 @@ def load_scaled(values, at, count, temperature):
 
 
 @triton.jit
+def load_either(candidates, gathered, row, at, V, temperature):
+    """The gathered candidates if there are any, else the row. Minus infinity past the end of either.
+
+    Both are loaded under a mask, since a pointer chosen at run time breaks Triton's compiler for AMD.
+    """
+    x = load_scaled(row, at, tl.where(gathered > 0, 0, V), temperature)
+    return tl.maximum(x, tl.load(candidates + at, at < gathered, other=float("-inf")))
+
+
+@triton.jit
 def distance_bin(x, largest):
     """How far below the largest value, in bins; the last one holds everything farther."""
     return tl.minimum((largest - x) * _BINS_A_UNIT, _BINS - 1.0).to(tl.int32)
 
 
 @triton.jit
-def largest_key(values, count, temperature, largest, target, MASS: tl.constexpr, BLOCK: tl.constexpr):
+def largest_key(candidates, gathered, row, V, temperature, largest, target, MASS: tl.constexpr, BLOCK: tl.constexpr):
     """The largest key such that the values with at least that key are `target` in number or in mass; 0 if none."""
     key = tl.zeros((), tl.uint32)
+    count = tl.where(gathered > 0, gathered, V)
     for step in range(32):
         tried = key | (tl.full((), 0x80000000, tl.uint32) >> step)
         total = 0.0
         for start in range(0, count, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            x = load_scaled(values, at, count, temperature)
+            x = load_either(candidates, gathered, row, at, V, temperature)
             weight = tl.exp(x - largest) if MASS else 1.0
             total += tl.sum(tl.where((order_key(x) >= tried) & (at < count), weight, 0.0), axis=0)
         key = tl.where(total >= target, tried, key)
@@ -76,12 +87,13 @@ def largest_key(values, count, temperature, largest, target, MASS: tl.constexpr,
 
 
 @triton.jit
-def tally(values, count, temperature, largest, key, BLOCK: tl.constexpr):
+def tally(candidates, gathered, row, V, temperature, largest, key, BLOCK: tl.constexpr):
     """(number above a key, their mass, number that equal it)."""
+    count = tl.where(gathered > 0, gathered, V)
     above, mass, equal = 0.0, 0.0, 0.0
     for start in range(0, count, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        x = load_scaled(values, at, count, temperature)
+        x = load_either(candidates, gathered, row, at, V, temperature)
         x_key = order_key(x)
         is_above = (x_key > key) & (at < count)
         above += tl.sum(tl.where(is_above, 1.0, 0.0), axis=0)
@@ -136,22 +148,22 @@ def id_of_equal(row, V, temperature, key, which, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def search(values, count, temperature, largest, total_mass, top_k, top_p, BLOCK: tl.constexpr):
+def search(candidates, gathered, row, V, temperature, largest, total_mass, top_k, top_p, BLOCK: tl.constexpr):
     """(key of the last token that stays, how many of the tokens with this key stay, how many there are)."""
     key, stay, equal = tl.full((), _LOWEST_KEY, tl.uint32), float("inf"), 0.0
     mass = total_mass
     if top_k > 0:
-        found = largest_key(values, count, temperature, largest, top_k.to(tl.float32), False, BLOCK)
+        found = largest_key(candidates, gathered, row, V, temperature, largest, top_k.to(tl.float32), False, BLOCK)
         key = tl.maximum(found, key)
-        above, above_mass, equal = tally(values, count, temperature, largest, key, BLOCK)
+        above, above_mass, equal = tally(candidates, gathered, row, V, temperature, largest, key, BLOCK)
         stay = top_k.to(tl.float32) - above
         mass = above_mass + tl.minimum(stay, equal) * tl.exp(value_of_key(key) - largest)
     if top_p < 1.0:
         target = top_p * mass
-        found = largest_key(values, count, temperature, largest, target, True, BLOCK)
+        found = largest_key(candidates, gathered, row, V, temperature, largest, target, True, BLOCK)
         found = tl.minimum(tl.maximum(found, tl.full((), _LOWEST_KEY, tl.uint32)), order_key(largest))
         if found >= key:
-            _, above_mass, equal = tally(values, count, temperature, largest, found, BLOCK)
+            _, above_mass, equal = tally(candidates, gathered, row, V, temperature, largest, found, BLOCK)
             each = tl.exp(value_of_key(found) - largest)
             within = tl.maximum(tl.ceil((target - above_mass) / tl.maximum(each, 1e-37)), 1.0)
             stay = tl.where(found == key, tl.minimum(stay, within), within)
@@ -194,10 +206,10 @@ def bounds_kernel(
             # With top-k the k likeliest are enough; without it those that top-p keeps, rounding left aside.
             enough = (top_k > 0) | (mass >= top_p * total_mass * 1.00001)
             enough = enough & (count > 0) & (count >= top_k)
-            if enough:
-                key, stay, equal = search(candidates, count, 1.0, largest, total_mass, top_k, top_p, BLOCK)
-            else:
-                key, stay, equal = search(row, V, temperature, largest, total_mass, top_k, top_p, BLOCK)
+            gathered = tl.where(enough, count, 0)
+            key, stay, equal = search(
+                candidates, gathered, row, V, temperature, largest, total_mass, top_k, top_p, BLOCK
+            )
             value = value_of_key(key)
             if stay < equal:
                 last = id_of_equal(row, V, temperature, key, stay.to(tl.int32), BLOCK)
