@@ -223,7 +223,7 @@ class Linears:
         per_program = -(-rounds // config.programs)
         programs = -(-rounds // per_program)
         part = config.bn * config.bm * (2 if flags["GATE"] else 1)
-        parts, arrived = self._workspace(x_MK.device, (programs + tiles) * part, tiles)
+        parts, arrived = self._workspace(x_MK.device, 2 * programs * part, tiles)
         launch(
             stream_gemm_kernel,
             (programs,),

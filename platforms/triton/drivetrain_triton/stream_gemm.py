@@ -60,8 +60,15 @@ def _share(N, K, per_program, BN: gl.constexpr, BK: gl.constexpr):
 
 @gluon.jit
 def _inputs(i, rounds, rotation, BK: gl.constexpr):
-    """The first input of a round. Tiles begin at different ones."""
+    """The first input of a round. Tiles begin at different ones, or all programs would read the same columns at once."""
     return ((i % rounds + (i // rounds) * rotation) % rounds) * BK
+
+
+@gluon.jit
+def _part_of(program, tile, rounds, per_program, SIZE: gl.constexpr):
+    """Where a program leaves its part of a tile: it shares its first tile, its last one, or both."""
+    begins_in = (program * per_program) // rounds
+    return (2 * program + gl.where(tile > begins_in, 1, 0)).to(gl.int64) * SIZE
 
 
 @gluon.jit
@@ -218,16 +225,17 @@ def _multiply(
             last = (tile * rounds + rounds - 1) // per_program
             finishes = first == last
             if first != last:
-                parts = parts_ptr + tile.to(gl.int64) * SIZE + place
-                gl.store(parts + program * SIZE, y)
+                parts = parts_ptr + place
+                mine = parts + _part_of(program, tile, rounds, per_program, SIZE)
+                gl.store(mine, y)
                 if GATE:
-                    gl.store(parts + program * SIZE + BN * BM, z)
+                    gl.store(mine + BN * BM, z)
                 # All threads have stored before one of them says so.
                 _barrier()
                 finishes = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == last - first
                 if finishes:
                     gl.store(arrived_ptr + tile, 0)
-                    y, z = _merged(y, z, parts, first, last, program, SIZE, BN * BM, GATE)
+                    y, z = _merged(y, z, parts, tile, first, last, program, rounds, per_program, SIZE, GATE)
             if finishes:
                 _store(
                     y, z, tile, bias_ptr, out_ptr, M, N, stride_out,
@@ -238,22 +246,24 @@ def _multiply(
 
 
 @gluon.jit
-def _merged(y, z, parts, first, last, program, SIZE: gl.constexpr, HALF: gl.constexpr, GATE: gl.constexpr):
-    """The sum of a tile's parts; `y` and `z` are this program's."""
+def _merged(y, z, parts, tile, first, last, program, rounds, per_program, SIZE: gl.constexpr, GATE: gl.constexpr):
+    """The sum of the parts of programs `first` to `last` of a tile; `y` and `z` are those of `program`."""
     if last == first + 1:
         # The order of two does not matter.
-        other = parts + (first + last - program) * SIZE
+        other = parts + _part_of(first + last - program, tile, rounds, per_program, SIZE)
         y += gl.load(other, cache_modifier=".cg")
         if GATE:
-            z += gl.load(other + HALF, cache_modifier=".cg")
+            z += gl.load(other + SIZE // 2, cache_modifier=".cg")
     else:
-        y = gl.load(parts + first * SIZE, cache_modifier=".cg")
+        part = parts + _part_of(first, tile, rounds, per_program, SIZE)
+        y = gl.load(part, cache_modifier=".cg")
         if GATE:
-            z = gl.load(parts + first * SIZE + HALF, cache_modifier=".cg")
+            z = gl.load(part + SIZE // 2, cache_modifier=".cg")
         for p in range(first + 1, last + 1):
-            y += gl.load(parts + p * SIZE, cache_modifier=".cg")
+            part = parts + _part_of(p, tile, rounds, per_program, SIZE)
+            y += gl.load(part, cache_modifier=".cg")
             if GATE:
-                z += gl.load(parts + p * SIZE + HALF, cache_modifier=".cg")
+                z += gl.load(part + SIZE // 2, cache_modifier=".cg")
     return y, z
 
 
@@ -290,7 +300,7 @@ def stream_gemm_kernel(
         bias_ptr: one element a weight row, read with BIAS.
         out_ptr: (M, N), rows `stride_out` apart. With ADD the product is added to it, else it is overwritten. With GATE
             it is `ACTIVATION(gate) * up`.
-        parts_ptr: fp32, as many parts as programs and tiles together: (BN, BM), with GATE a second one.
+        parts_ptr: fp32, two parts of each program: (BN, BM), with GATE twice.
         arrived_ptr: int32, one counter a tile, zero before and after.
         NUM_WARPS: 4 or 8, those that multiply.
     """
