@@ -174,11 +174,12 @@ def test_more_tokens_than_tables_have_go_to_the_library(device: torch.device, in
     assert error(made.product(x, layer), x.double() @ layer.weight.double().t()) < 5e-3
 
 
-def test_gate_without_a_norm(device: torch.device, interpreted: bool) -> None:
-    made = linears(interpreted)
-    x = draw(2, 136, dtype=torch.bfloat16, device=device)
-    layer = LinearWeight(weight=draw(80, 136, dtype=torch.bfloat16, device=device, scale=136**-0.5))
+def test_a_gate_without_a_norm_is_for_streamed_products(hopper: torch.device) -> None:
+    made = Linears(GpuArch(name="sm_90", num_processors=132, shared_bytes=227 << 10, pdl=True))
+    layer = LinearWeight(weight=draw(80, 136, dtype=torch.bfloat16, device=hopper, scale=136**-0.5))
+    x = draw(64, 136, dtype=torch.bfloat16, device=hopper)
+    both = x.double() @ layer.weight.double().t()
     got = made.gate_product(x, layer, "silu")
     assert got is not None
-    both = x.double() @ layer.weight.double().t()
     assert error(got, activate(both[:, :40], "silu") * both[:, 40:]) < 5e-3
+    assert made.gate_product(x[:2], layer, "silu") is None

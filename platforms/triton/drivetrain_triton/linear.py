@@ -111,8 +111,8 @@ class Linears:
             layer: gate rows, then up rows.
         """
         config = self._config(x_MK, layer, gate=True)
-        if config is None:
-            return None
+        if config is None or config.kind != "stream":
+            return None  # the others have the norm before them, or spill registers without it
         half = layer.weight.shape[0] // 2
         out_MN = torch.empty(x_MK.shape[0], half, dtype=x_MK.dtype, device=x_MK.device)
         return self.run(config, x_MK, layer, out_MN, Ending(gate=activation))

@@ -60,7 +60,7 @@ def _share(N, K, per_program, BN: gl.constexpr, BK: gl.constexpr):
 
 @gluon.jit
 def _inputs(i, rounds, rotation, BK: gl.constexpr):
-    """The first input of a round. Tiles begin at different ones, or all programs would read the same columns at once."""
+    """The first input of a round. Tiles begin at different ones, or all programs would read the same columns."""
     return ((i % rounds + (i // rounds) * rotation) % rounds) * BK
 
 
