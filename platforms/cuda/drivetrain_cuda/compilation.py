@@ -69,7 +69,7 @@ def start_compiling(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, pr
                 f"{error}; report it with the GPU's name, and remove ~/.triton/cache if it came with an update"
             ) from error
         progress(PHASE, total, total, "kernels")
-        # Nobody waits for these; what fails to compile fails again, aloud, where it is launched.
-        compile_all(special, max_workers=max(1, threads // 4))
+        # One thread, not to slow the start; what fails to compile fails again, aloud, where it is launched.
+        compile_all(special, max_workers=1)
 
     return wait

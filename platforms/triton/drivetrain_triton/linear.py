@@ -77,6 +77,8 @@ class Linears:
         config = self._config(x_MK, layer, gate=False)
         if config is not None:
             return self.run(config, x_MK, layer, total_MN, Ending(add=True))
+        if x_MK.is_meta:  # recorded: torch would import its compiler, for seconds, to compute nothing
+            return total_MN
         if layer.bias is not None:
             total_MN.add_(layer.bias)
         return total_MN.addmm_(x_MK, layer.weight.t())
@@ -303,6 +305,8 @@ def _joins(norm: NormWeights, x_MK: torch.Tensor, config: LinearConfig) -> bool:
 
 
 def _library_product(x_MK: torch.Tensor, layer: LinearWeight, dtype: torch.dtype) -> torch.Tensor:
+    if x_MK.is_meta:
+        return torch.empty(x_MK.shape[0], layer.weight.shape[0], dtype=dtype, device=x_MK.device)
     if dtype == x_MK.dtype:
         return F.linear(x_MK, layer.weight, layer.bias)
     if torch.version.cuda is None or not x_MK.is_cuda:
