@@ -26,6 +26,9 @@ from drivetrain_plugins.contract.runtime import Fetch, Replay, Runtime
 STAGING_SLOTS = 8
 """Stagings that may be under way before one has to wait; two steps are, and a few uploads of histories."""
 
+CAPTURE_MODE = "thread_local"
+"""Other threads may compile and load kernels meanwhile; only the recording one is held to what a graph can record."""
+
 SPIN_S = 20e-6
 """How long a waiting host asks again and again before it sleeps until the device's interrupt."""
 
@@ -114,6 +117,18 @@ class _Slot:
         self.copied = torch.cuda.Event(blocking=True)
 
 
+class _Pool:
+    """Memory that recordings share. torch forgets a pool when its last graph goes, so one graph stays."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self._anchor = torch.cuda.CUDAGraph()
+        mark = torch.zeros(1, device=device)
+        self._anchor.capture_begin(pool=self.handle, capture_error_mode=CAPTURE_MODE)
+        mark.zero_()
+        self._anchor.capture_end()
+
+
 class CudaRuntime(Runtime):
     """One device's stream.
 
@@ -129,7 +144,7 @@ class CudaRuntime(Runtime):
         self._next = 0
         self._uploader: Uploader | None = None
         self._recorder = torch.cuda.Stream(device)
-        self._pool = torch.cuda.MemPool()
+        self._pool: _Pool | None = None
 
     def stage(self, host: Int32Array, destination: torch.Tensor) -> None:
         size = host.size
@@ -164,8 +179,9 @@ class CudaRuntime(Runtime):
         current = torch.cuda.current_stream(self.device)
         self._recorder.wait_stream(current)
         with torch.cuda.stream(self._recorder), _collector_paused():
-            # Other threads may compile and load kernels meanwhile; only this one is held to what a graph can record.
-            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
+            if self._pool is None:
+                self._pool = _Pool(self.device)
+            graph.capture_begin(pool=self._pool.handle, capture_error_mode=CAPTURE_MODE)
             try:
                 step()
             except BaseException:
@@ -173,7 +189,7 @@ class CudaRuntime(Runtime):
                 # that the pool is in use for ever after, so later recordings get a new one.
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
-                self._pool = torch.cuda.MemPool()
+                self._pool = None
                 raise
             graph.capture_end()
         current.wait_stream(self._recorder)
@@ -188,6 +204,7 @@ class CudaRuntime(Runtime):
         self.synchronize()
         self._ring.clear()
         self._uploader = None
+        self._pool = None
 
 
 @contextlib.contextmanager
