@@ -89,8 +89,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="{}", help="further fields of EngineConfig, as JSON")
     parser.add_argument(
         "--model",
-        default=os.environ.get("DRIVETRAIN_GOLDEN_MODEL", ""),
-        help="the quick-start model's .gguf file, for the golden outputs [env DRIVETRAIN_GOLDEN_MODEL]",
+        default=os.environ.get("GOLDEN_MODEL", ""),
+        help="the quick-start model's .gguf file, for the golden outputs [env GOLDEN_MODEL]",
     )
     parser.add_argument("--rates", default="1,4,16,64", help="requests a second of the latency part")
     parser.add_argument("--rate-s", type=float, default=15.0, help="how long each rate is held")

@@ -5,11 +5,11 @@
 # WHEELS is a folder of wheels: what Drivetrain needs (pyproject.toml) and the machine lacks, and hatchling with what it
 # needs, for Drivetrain itself is built from the tree, so that its entry points are found. MODEL_PARTS is a folder with
 # the quick-start model's file, whole or in parts named FILE.aa, FILE.ab, ... that may come one call at a time, and its
-# checksum in SHA256. Once the file is complete, DRIVETRAIN_GOLDEN_MODEL names it.
+# checksum in SHA256. Once the file is complete, GOLDEN_MODEL names it.
 
 _drivetrain_setup() {
     local wheels=${1:-.whl} parts=${2:-.smol} file
-    local site=${DRIVETRAIN_SITE:-/tmp/drivetrain-site} store=${DRIVETRAIN_STORE:-/tmp/drivetrain-model}
+    local site=${BENCH_SITE:-/tmp/drivetrain-site} store=${BENCH_STORE:-/tmp/drivetrain-model}
     local pip="python3 -m pip --disable-pip-version-check install -q --no-index --no-deps --no-cache-dir --upgrade"
     pip="$pip --root-user-action ignore --target $site"
     if [ ! -e "$site/.wheels" ]; then
@@ -26,7 +26,7 @@ _drivetrain_setup() {
         file="$store/$(cut -d' ' -f3 "$store/SHA256")"
         [ -e "$file" ] || ! ls "$file".?? >/dev/null 2>&1 || cat "$file".?? >"$file"
         if (cd "$store" && sha256sum --check --status SHA256); then
-            export DRIVETRAIN_GOLDEN_MODEL="$file"
+            export GOLDEN_MODEL="$file"
         else
             rm -f "$file"
             echo "the quick-start model is not complete yet: $(ls "$store" | tr '\n' ' ')"
