@@ -8,7 +8,7 @@ factor s = rsqrt(mean(x^2) + eps) is known once all of x has been seen.
 """
 
 # Relaxed: Triton's language is untyped and cannot unpack tuples.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 # ruff: noqa: RUF005
 
 from __future__ import annotations

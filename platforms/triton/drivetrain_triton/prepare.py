@@ -187,6 +187,6 @@ def _offsets(layout: BatchLayout) -> dict[str, int]:
 
 def _parts(sizes: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
     """Aligned int64 tensors of these sizes in one allocation."""
-    padded = [triton.cdiv(size, _ALIGNMENT) * _ALIGNMENT for size in sizes]
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
     whole = torch.empty(sum(padded), dtype=torch.int64, device=device)
     return [part[:size] for part, size in zip(whole.split(padded), sizes, strict=True)]

@@ -6,7 +6,7 @@ M pairs of a row and a query head of the key-value head's group, K head size pad
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ N tokens of a tile, J partial results of a row.
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

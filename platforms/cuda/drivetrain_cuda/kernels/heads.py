@@ -4,7 +4,7 @@ M head vectors of a block, K head size padded to a power of two.
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

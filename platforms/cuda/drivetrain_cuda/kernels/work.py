@@ -7,7 +7,7 @@ R rows, S shared groups, J chunks of a row, C fields of a list entry, W entries.
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ M head vectors of a block (some tokens times some heads), K head size padded to 
 """
 
 # Relaxed: Triton's language is untyped.
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
