@@ -88,9 +88,11 @@ class ModelRunner(Executor):
     @torch.inference_mode()
     def prepare_more(self) -> bool:
         step = self._warm_up.next_recording()
-        if step is not None and step not in self._recordings:
+        if step is None:
+            return self._device.prepare_more()
+        if step not in self._recordings:
             self._record(step)
-        return self._warm_up.has_more
+        return True
 
     @torch.inference_mode()
     def set_pages(self, num_pages: int) -> None:

@@ -37,11 +37,6 @@ class WarmUp:
             self.recorded_first = [*self._largest_mixed(), *self._decode(decodes[-1]), *self._decode(decodes[0])]
             self._later = [step for rows in decodes[-2:0:-1] for step in self._decode(rows)]
 
-    @property
-    def has_more(self) -> bool:
-        """Whether `next_recording` has another step."""
-        return bool(self._later)
-
     def next_recording(self) -> Recorded | None:
         """The next step to record while nobody waits, small ones first; None if all are recorded."""
         return self._later.pop() if self._later else None

@@ -96,13 +96,29 @@ def test_shapes_that_were_not_recorded_at_start_are_recorded_while_nobody_waits(
     engine.submit(greedy("a", range(10, 15)))
     assert not engine.prepare_more(), "a request waits"
     drain(engine)
-    rounds = 1
+    rounds = 0
     while engine.prepare_more():
         rounds += 1
     assert device.runtime.captures - at_start == rounds == 4, "greedy and random, for 2 and 4 rows"
     captures = device.runtime.captures
     run(engine, [greedy(name, range(10 + at, 15 + at)) for at, name in enumerate("abc")])
     assert device.runtime.captures == captures
+
+
+def test_the_device_prepares_more_once_all_shapes_are_recorded() -> None:
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=8, device=device)
+    at_start = device.runtime.captures
+    recorded: list[int] = []
+
+    def prepare_more() -> bool:
+        recorded.append(device.runtime.captures - at_start)
+        return len(recorded) < 3
+
+    device.prepare_more = prepare_more
+    while engine.prepare_more():
+        pass
+    assert recorded == [4, 4, 4]
 
 
 def test_a_shape_that_comes_twice_is_recorded_and_one_that_comes_once_is_not() -> None:

@@ -1,14 +1,13 @@
 """Compiling a model's kernels in threads while its weights load.
 
-Half of the kernels are for requests that ask for something special: they go on compiling while the first requests are
-served. A step that needs one earlier compiles it itself.
+A third of the kernels are for requests that ask for something special: they are compiled when nobody waits, or by the
+first step that needs them. In threads beside the first requests they would take Python's lock from the step loop.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -48,28 +47,43 @@ def is_special(variant: Variant) -> bool:
     return variant.kernel.__name__ in SPECIAL_KERNELS or any(constants.get(name) for name in SPECIAL_CONSTANTS)
 
 
-def start_compiling(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress) -> Callable[[], None]:
-    """`Device.compile_ahead`. One processor is left to the thread that loads weights."""
-    usable = len(os.sched_getaffinity(0))
-    threads = max(1, min(usable - 1, MOST_THREADS))
-    variants = kernel_variants(spec, limits, arch)
-    special = [variant for variant in variants if is_special(variant)]
-    compilation = compile_all((variant for variant in variants if not is_special(variant)), max_workers=threads)
-    total = compilation.remaining
-    progress(PHASE, 0, total, "kernels")
+class Compiling:
+    """A model's kernels on their way: those that plain requests need in threads, the others one by one.
 
-    def wait() -> None:
-        while remaining := compilation.remaining:
-            progress(PHASE, total - remaining, total, "kernels")
+    Args:
+        spec: this rank's share of the model.
+    """
+
+    def __init__(self, spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress) -> None:
+        variants = kernel_variants(spec, limits, arch)
+        self._special = [variant for variant in variants if is_special(variant)]
+        plain = (variant for variant in variants if not is_special(variant))
+        # One processor is left to the thread that loads weights.
+        threads = min(len(os.sched_getaffinity(0)) - 1, MOST_THREADS)
+        self._plain = compile_all(plain, max_workers=max(1, threads))
+        self._total = self._plain.remaining
+        self._progress = progress
+        progress(PHASE, 0, self._total, "kernels")
+
+    def wait(self) -> None:
+        """Block until plain requests can be served.
+
+        Raises:
+            BackendError: a kernel did not compile.
+        """
+        while remaining := self._plain.remaining:
+            self._progress(PHASE, self._total - remaining, self._total, "kernels")
             time.sleep(_POLL_S)
         try:
-            compilation.wait()
+            self._plain.wait()
         except RuntimeError as error:
             raise BackendError(
                 f"{error}; report it with the GPU's name, and remove ~/.triton/cache if it came with an update"
             ) from error
-        progress(PHASE, total, total, "kernels")
-        # One thread, not to slow the start; what fails to compile fails again, aloud, where it is launched.
-        compile_all(special, max_workers=1)
+        self._progress(PHASE, self._total, self._total, "kernels")
 
-    return wait
+    def one_more(self) -> bool:
+        """Compile one of the others; whether there are more."""
+        if self._special:
+            self._special.pop().compile()
+        return bool(self._special)

@@ -13,7 +13,7 @@ import torch
 from drivetrain_cuda.allocator import CudaAllocator, MemorySource
 from drivetrain_cuda.attention import CudaAttention
 from drivetrain_cuda.communicator import NcclCommunicator
-from drivetrain_cuda.compilation import start_compiling
+from drivetrain_cuda.compilation import Compiling
 from drivetrain_cuda.device_memory import device_memory, tensor_at
 from drivetrain_cuda.driver import CudaMemoryDriver
 from drivetrain_cuda.faults import classify
@@ -70,12 +70,17 @@ class CudaDevice(Device):
             batch_invariant=options.batch_invariant,
         )
         self.ops = TritonOps(arch)
+        self._compiling: Compiling | None = None
 
     def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
         return shape_policy(limits, graphs=self._options.graphs)
 
     def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
-        return start_compiling(spec, limits, self.arch, progress)
+        self._compiling = Compiling(spec, limits, self.arch, progress)
+        return self._compiling.wait
+
+    def prepare_more(self) -> bool:
+        return self._compiling is not None and self._compiling.one_more()
 
     def classify(self, error: Exception) -> BackendError | None:
         return classify(error, self.torch_device)

@@ -70,10 +70,19 @@ class Device(ABC):
             spec: this rank's share of the model.
 
         Returns:
-            What waits until every kernel is there, and raises what went wrong. Called once, before the first step.
+            What waits until the kernels are there that plain requests need, and raises what went wrong. Called once,
+            before the first step.
         """
         del spec, limits, progress
         return _nothing_to_do
+
+    def prepare_more(self) -> bool:
+        """Do a little that makes later steps faster, a second of compiling at most. Called while no step is under way.
+
+        Returns:
+            Whether there is more to do.
+        """
+        return False
 
     def classify(self, error: Exception) -> BackendError | None:
         """What an exception out of an op or a runtime call means, or None if it is a bug and not the device's state.

@@ -83,7 +83,7 @@ class Executor(ABC):
         """Start a step. Steps run in the order of the calls; at most two are under way at once."""
 
     def prepare_more(self) -> bool:
-        """Do a little work, some ten milliseconds, that makes later steps faster. Called while no step is under way.
+        """Do a little that makes later steps faster, a second of work at most. Called while no step is under way.
 
         Returns:
             Whether there is more to do.
