@@ -267,7 +267,10 @@ class Engine:
         try:
             ticket = self._executor.execute(batch)
         except OutOfMemory as error:
-            ticket = _Failed(error)
+            # At once, not in its turn: what the step told of slots and page tables may not have reached the device, so
+            # that a later step of the same requests would write into pages of others.
+            self._fail(schedule, error, self._pending)
+            return
         self._in_flight.append(_InFlight(schedule, ticket, launched))
 
     def _land(self, step: _InFlight, updates: list[Update]) -> None:
@@ -369,19 +372,6 @@ class Engine:
         live = self._live[request_id]
         found, live.prompt_logprobs = live.prompt_logprobs, None
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """The ticket of a step that could not be started; the failure is told in its turn."""
-
-    error: OutOfMemory
-
-    def ready(self) -> bool:
-        return True
-
-    def wait(self) -> StepOutput:
-        raise self.error
 
 
 def _token_logprobs(output: StepOutput, place: int, top: int, count: int) -> list[TokenLogprob]:

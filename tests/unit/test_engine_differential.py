@@ -7,7 +7,9 @@ from itertools import product
 
 import pytest
 
+from drivetrain_plugins.contract.batch import StepBatch, Ticket
 from drivetrain_plugins.contract.shapes import CapturedSampling
+from drivetrain_plugins.errors import OutOfMemory
 from fakes.replaying_device import ReplayingDevice
 from fakes.tiny_engine import random_requests, run, tiny_engine
 
@@ -114,3 +116,36 @@ def test_recorded_steps_give_the_answers_of_the_plain_engine(
     assert replays > 100
     assert preemptions > 0
     assert bool(grouped) == bool(groups)
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_steps_that_fail_before_the_device_knows_of_them_spoil_nobody_elses_answer(seed: int) -> None:
+    """New page-table entries are lost with such a step: nothing that follows may write where the old ones point."""
+    count = 12
+    expected = plain_answers(seed, count, None)
+    engine = tiny_engine(overlap=True, step_tokens=24, pages=60)
+    execute, rng, planted = engine._executor.execute, random.Random(seed), "planted: no room for token counts"
+
+    def failing(batch: StepBatch) -> Ticket:
+        if rng.random() < 0.06:
+            raise OutOfMemory(planted)
+        return execute(batch)
+
+    engine._executor.execute = failing  # type: ignore[method-assign]
+    for request in random_requests(seed, count):
+        engine.submit(request)
+    answers: dict[tuple[str, int], list[int]] = {}
+    failed: set[tuple[str, int]] = set()
+    while engine.has_work:
+        for update in engine.step():
+            key = (update.request_id, update.index)
+            answers[key] = answers.get(key, []) + update.token_ids
+            if update.error is not None:
+                assert (update.error, update.finish_reason) == (planted, "error")
+                failed.add(key)
+    assert 0 < len(failed) < len(answers)
+    for key in answers.keys() - failed:
+        assert answers[key] == expected[key][0], key
+    stats = engine.stats()
+    assert stats.failed == len(failed)
+    assert (stats.pages_used, stats.pages_free + stats.pages_cached) == (0, stats.pages_total)
