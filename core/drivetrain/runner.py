@@ -89,7 +89,7 @@ class ModelRunner(Executor):
     def prepare_more(self) -> bool:
         step = self._warm_up.next_recording()
         if step is None:
-            return self._device.prepare_more()
+            return self._prepare_device()
         if step not in self._recordings:
             self._record(step)
         return True
@@ -103,6 +103,18 @@ class ModelRunner(Executor):
         self._recordings.clear()
         self._device.allocator.release(self._cache)
         self._device.close()
+
+    def _prepare_device(self) -> bool:
+        """As `Device.prepare_more`; what finds no memory now is left to the step that needs it."""
+        try:
+            return self._device.prepare_more()
+        except RuntimeError as error:
+            meaning = self._device.classify(error)
+            if meaning is None:
+                raise
+            if not isinstance(meaning, OutOfMemory):
+                raise meaning from error
+            return False
 
     def _execute(self, batch: StepBatch) -> Ticket:
         if batch.page_copies is not None:

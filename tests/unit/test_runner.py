@@ -14,7 +14,7 @@ from drivetrain_cpu.ops import CpuOps
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import LinearWeight
-from drivetrain_plugins.errors import BackendError, OutOfMemory
+from drivetrain_plugins.errors import BackendError, DeviceLost, OutOfMemory
 from fakes.replaying_device import ReplayingDevice
 from fakes.tiny_engine import random_requests, run, tiny_engine
 
@@ -119,6 +119,23 @@ def test_the_device_prepares_more_once_all_shapes_are_recorded() -> None:
     while engine.prepare_more():
         pass
     assert recorded == [4, 4, 4]
+
+
+def test_a_device_without_memory_to_prepare_more_goes_on_serving() -> None:
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=4, device=device)
+
+    def prepare_more() -> bool:
+        raise RuntimeError(PLANTED)
+
+    device.prepare_more = prepare_more
+    device.classify = lambda error: OutOfMemory(str(error)) if PLANTED in str(error) else None
+    while engine.prepare_more():
+        pass
+    assert run(engine, [greedy("a", range(10, 15))]) == run(tiny_engine(rows=4), [greedy("a", range(10, 15))])
+    device.classify = lambda error: DeviceLost(str(error))
+    with pytest.raises(DeviceLost, match=PLANTED):
+        engine.prepare_more()
 
 
 def test_a_shape_that_comes_twice_is_recorded_and_one_that_comes_once_is_not() -> None:
