@@ -198,6 +198,47 @@ def test_a_gpu_on_the_bus_without_a_driver_is_idle(tmp_path: Path, vendor: str, 
     assert ("no NVIDIA driver is loaded" in result.reason) and (("NVIDIA GPU in this machine" in result.reason) == idle)
 
 
+@pytest.mark.parametrize(("number", "owner", "idle"), [
+    ("0x2330", "nouveau", True),  # H100
+    ("0x20b0", None, True),  # A100
+    ("0x2204", "nouveau", True),  # RTX 3090
+    ("0x2684", "vfio-pci", False),  # RTX 4090 of a virtual machine
+    ("0x2184", "nouveau", False),  # GTX 1660
+    ("0x1eb8", None, False),  # T4
+    ("0x128b", "nouveau", False),  # GT 710
+])  # fmt: skip
+def test_a_gpu_on_the_bus_that_is_too_old_or_lent_to_a_virtual_machine_is_not_idle(
+    tmp_path: Path, number: str, owner: str | None, idle: bool
+) -> None:
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", number)):
+        (device / name).write_text(text + "\n")
+    if owner is not None:
+        (device / "driver").symlink_to(f"../../../../bus/pci/drivers/{owner}")
+    result = look(tmp_path, OSError("no library"))
+    assert result.idle_hardware == idle
+    assert ("NVIDIA GPU in this machine" in result.reason) == idle
+
+
+@pytest.mark.parametrize(("name", "value", "idle"), [
+    ("CUDA_VISIBLE_DEVICES", "", False),
+    ("CUDA_VISIBLE_DEVICES", "-1", False),
+    ("CUDA_VISIBLE_DEVICES", "0", True),
+    ("NVIDIA_VISIBLE_DEVICES", "void", False),
+    ("NVIDIA_VISIBLE_DEVICES", "none", False),
+    ("NVIDIA_VISIBLE_DEVICES", "all", True),
+])  # fmt: skip
+def test_a_container_that_is_meant_to_have_no_gpu_leaves_none_idle(
+    root: Path, name: str, value: str, idle: bool
+) -> None:
+    """It sees the host's /proc, and its library too where the image was made for GPUs."""
+    assert look(root, OSError("no library"), environment={name: value}).idle_hardware == idle
+    if name == "NVIDIA_VISIBLE_DEVICES":
+        refused = look(root, FakeLibrary(answers={"cuInit": 100}), environment={name: value})
+        assert refused.idle_hardware == idle
+
+
 def test_a_driver_that_refuses_is_quoted(root: Path, tmp_path: Path) -> None:
     result = look(root, FakeLibrary(FakeGpu(), answers={"cuInit": 803}))
     assert result.reason == "the NVIDIA driver 580.159.04 answers CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"

@@ -25,6 +25,13 @@ NVIDIA_VENDOR = "0x10de"
 INSTALL = "pip install 'drivetrain[cuda]'"
 SIGNS = ("proc/driver/nvidia/version", "dev/nvidiactl", "usr/lib/wsl/lib/libcuda.so.1")
 """Paths that exist only where NVIDIA's kernel driver is loaded."""
+HIDING = {"CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"), "NVIDIA_VISIBLE_DEVICES": ("none", "void")}
+"""Values by which users and container runtimes say that a process gets no GPU. A container sees the host's /proc and
+PCI bus all the same."""
+OTHER_OWNERS = frozenset({"vfio-pci", "pci-stub"})
+"""Kernel drivers that keep a device for virtual machines."""
+OLDEST_SERVED_IDS = ((0x2080, 0x20FF), (0x2200, 0xFFFF))
+"""PCI device ids from GA100 on and from GA102 on; in between and before lie Turing and what is older."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ def examine(
     try:
         driver = ask_driver(load())
     except OSError as error:
-        return _no_library(error, root)
+        return _no_library(error, environment, root)
     except DriverRefused as error:
         return _refused(error, environment, root)
     free = free_memory()
@@ -181,7 +188,8 @@ def _package_obstacle(packages: Installed, driver: Driver) -> _Obstacle | None:
     return None
 
 
-def _no_library(error: OSError, root: Path) -> ProbeResult:
+def _no_library(error: OSError, environment: Mapping[str, str], root: Path) -> ProbeResult:
+    hidden = _hidden(environment)
     sign = next((sign for sign in SIGNS if (root / sign).exists()), None)
     if sign is not None:
         return ProbeResult(
@@ -189,25 +197,27 @@ def _no_library(error: OSError, root: Path) -> ProbeResult:
             reason=f"NVIDIA's driver is loaded (/{sign}), but its library cannot be: {error}",
             next_step="in a container, start it with its GPUs (docker run --gpus all); else install the libraries "
             "that belong to the driver",
-            idle_hardware=True,
+            idle_hardware=hidden is None,
         )
     if _on_the_bus(root):
         return ProbeResult(
             ready=False,
             reason="there is an NVIDIA GPU in this machine, but no NVIDIA driver is loaded",
             next_step="install or load the NVIDIA driver; `nvidia-smi` then lists the GPU",
-            idle_hardware=True,
+            idle_hardware=hidden is None,
         )
     looked_for = ", ".join(f"/{sign}" for sign in SIGNS)
     return ProbeResult(ready=False, reason=f"no NVIDIA driver is loaded (looked for {looked_for})")
 
 
 def _refused(error: DriverRefused, environment: Mapping[str, str], root: Path) -> ProbeResult:
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if error.name == "CUDA_ERROR_NO_DEVICE" and visible is not None:
+    hidden = _hidden(environment)
+    if hidden is None and "CUDA_VISIBLE_DEVICES" in environment:
+        hidden = "CUDA_VISIBLE_DEVICES"
+    if error.name == "CUDA_ERROR_NO_DEVICE" and hidden is not None:
         return ProbeResult(
             ready=False,
-            reason=f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible",
+            reason=f"{hidden}={environment[hidden]!r} leaves no GPU visible",
             next_step="unset it, or name the GPUs to serve on",
         )
     # A library without a driver or a GPU is what images made for GPUs hold on other machines.
@@ -221,12 +231,27 @@ def _refused(error: DriverRefused, environment: Mapping[str, str], root: Path) -
     )
 
 
+def _hidden(environment: Mapping[str, str]) -> str | None:
+    """The variable that says that this process gets no GPU at all."""
+    return next((name for name, values in HIDING.items() if environment.get(name) in values), None)
+
+
 def _on_the_bus(root: Path) -> bool:
-    """Whether a display or 3D controller of NVIDIA's is on the PCI bus."""
-    for device in (root / "sys/bus/pci/devices").glob("*"):
-        if _text(device / "vendor") == NVIDIA_VENDOR and _text(device / "class").startswith(("0x0300", "0x0302")):
-            return True
-    return False
+    """Whether a display or 3D controller of NVIDIA's on the PCI bus could be served on by this system."""
+    return any(_is_served(device) for device in (root / "sys/bus/pci/devices").glob("*"))
+
+
+def _is_served(device: Path) -> bool:
+    if _text(device / "vendor") != NVIDIA_VENDOR or not _text(device / "class").startswith(("0x0300", "0x0302")):
+        return False
+    owner = device / "driver"
+    if owner.is_symlink() and owner.readlink().name in OTHER_OWNERS:
+        return False
+    try:
+        number = int(_text(device / "device"), 16)
+    except ValueError:
+        return True  # the bus does not say what it is
+    return any(first <= number <= last for first, last in OLDEST_SERVED_IDS)
 
 
 def _text(path: Path) -> str:
