@@ -25,6 +25,9 @@ from drivetrain_plugins.contract.slots import SlotState
 from drivetrain_plugins.errors import OutOfMemory
 
 _SCORED_AT_ONCE = 256
+_COUNTS_LATER = 256 << 20
+"""Bytes of token counts that may wait for the first request with penalties: what devices leave free beside the pages.
+Larger ones exist before the pages are measured out, or that request would find no memory."""
 
 
 class ModelRunner(Executor):
@@ -65,6 +68,8 @@ class ModelRunner(Executor):
             columns=limits.max_pages,
             page_size=limits.page_size,
         )
+        if self._slots.counts_bytes > _COUNTS_LATER:
+            self._slots.ensure_counts()
         self._packed = torch.zeros(largest.size, dtype=torch.int32, device=device.torch_device)
         self._logits_KV = self._recorded_logits(largest.rows, spec.vocab_size)
         self._recordings = Recordings(device.runtime.capture, self._run_recorded, self._stage_padding)

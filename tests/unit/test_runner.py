@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from drivetrain.messages import GenerateRequest, Update
+from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend, CpuDevice
 from drivetrain_cpu.ops import CpuOps
@@ -119,6 +120,32 @@ def test_the_device_prepares_more_once_all_shapes_are_recorded() -> None:
     while engine.prepare_more():
         pass
     assert recorded == [4, 4, 4]
+
+
+def test_large_token_counts_exist_before_the_memory_for_pages_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = tiny_engine(rows=4)._executor._slots
+    assert slots.counts_SV is None, "small ones wait for the first request with penalties"
+    counts_SV, in_prompt_SV = slots.ensure_counts()
+    assert slots.counts_bytes == counts_SV.nbytes + in_prompt_SV.nbytes
+    device = CpuBackend().open(RankInfo(), {"threads": 1})
+    plan, there = device.allocator.plan, []
+
+    def planning(*args: object) -> object:
+        there.append(runners[0]._slots.counts_SV is not None)
+        return plan(*args)  # type: ignore[arg-type]
+
+    runners: list[ModelRunner] = []
+    load = ModelRunner.load
+
+    def loading(runner: ModelRunner, *args: object) -> object:
+        runners.append(runner)
+        return load(runner, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("drivetrain.runner._COUNTS_LATER", slots.counts_bytes - 1)
+    monkeypatch.setattr(ModelRunner, "load", loading)
+    device.allocator.plan = planning  # type: ignore[method-assign]
+    tiny_engine(rows=4, device=device)
+    assert there == [True]
 
 
 def test_a_device_without_memory_to_prepare_more_goes_on_serving() -> None:

@@ -45,6 +45,11 @@ class SlotState:
         """The float columns of `params_SC`, float32, sharing its memory."""
         return self.params_SC.view(torch.float32)[:, :NUM_FLOAT_COLUMNS]
 
+    @property
+    def counts_bytes(self) -> int:
+        """What token counts and prompt marks take once they are allocated."""
+        return (self.num_slots + 1) * self.vocab_size * (torch.int32.itemsize + torch.bool.itemsize)
+
     def ensure_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Token counts and prompt marks, allocated when the first request needs them."""
         if self.counts_SV is None or self.in_prompt_SV is None:
