@@ -19,7 +19,9 @@ AHEAD = replace(TINY, ahead=True)
 ROWS = [(5, 1), (0, 33), (15, 2), (31, 18), (16, 1), (0, 2), (64, 17)]
 
 
-def run(case: PrefillCase, *, config: PrefillConfig = TINY, captured: bool = False) -> torch.Tensor:
+def run(
+    case: PrefillCase, *, config: PrefillConfig = TINY, captured: bool = False, arch: str = "sm_90"
+) -> torch.Tensor:
     """The kernel's output over NaN."""
     spec = case.layer.spec
     on_gpu = case.device.type == "cuda"
@@ -31,14 +33,12 @@ def run(case: PrefillCase, *, config: PrefillConfig = TINY, captured: bool = Fal
         group=spec.num_heads // spec.num_kv_heads,
         head_dim=spec.head_dim,
         dtype=case.dtype,
-        arch="sm_90",
+        arch=arch,
         pdl=pdl,
         config=config,
     )
     out_THK = torch.full(case.q.shape, float("nan"), dtype=case.dtype, device=case.device)
-    prefill_attention(
-        case.q, out_THK, case.layer, case.k, case.v, case.inputs, plan, pdl=pdl, arch="sm_90", config=config
-    )
+    prefill_attention(case.q, out_THK, case.layer, case.k, case.v, case.inputs, plan, pdl=pdl, arch=arch, config=config)
     return out_THK.cpu()
 
 
@@ -112,10 +112,13 @@ def test_features(device: torch.device, features: dict[str, object], config: Pre
     check(case, run(case, config=config))
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_cache(device: torch.device, kv_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("kv_dtype", "arch"),
+    [(torch.float8_e4m3fn, "sm_90"), (torch.float8_e5m2, "sm_90"), (torch.float8_e4m3fn, "sm_80")],
+)
+def test_fp8_cache(device: torch.device, kv_dtype: torch.dtype, arch: str) -> None:
     case = PrefillCase(layer=make_layer(device=device), rows=ROWS, device=device, page=32, kv_dtype=kv_dtype)
-    check(case, run(case))
+    check(case, run(case, arch=arch))
 
 
 def test_head_major_pages(device: torch.device) -> None:

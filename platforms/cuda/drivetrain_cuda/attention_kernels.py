@@ -97,6 +97,11 @@ def is_fusible(layer: AttentionLayer) -> bool:
     return one_weight and per_head and q_norm.spec == k_norm.spec and q_norm.spec.kind == "rms"
 
 
+def is_soft_fp8(x: torch.Tensor, arch: str) -> bool:
+    """Whether a part ("sm_80") does not know the type of `x`, so that kernels read and write it as bytes."""
+    return x.dtype is torch.float8_e4m3fn and int(arch.removeprefix("sm_")) < FIRST_WITH_E4M3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
     """One layer's pages as kernels take them.
@@ -114,7 +119,7 @@ class Pages:
     def of(k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, arch: str) -> Pages:
         """The pages of a layer on a part ("sm_90")."""
         assert k_PSGK.stride() == v_PSGK.stride() and k_PSGK.stride(3) == 1, "keys and values must lie alike"
-        if k_PSGK.dtype is torch.float8_e4m3fn and int(arch.removeprefix("sm_")) < FIRST_WITH_E4M3:
+        if is_soft_fp8(k_PSGK, arch):
             return Pages(k_PSGK=k_PSGK.view(torch.uint8), v_PSGK=v_PSGK.view(torch.uint8), soft_fp8=True)
         return Pages(k_PSGK=k_PSGK, v_PSGK=v_PSGK, soft_fp8=False)
 

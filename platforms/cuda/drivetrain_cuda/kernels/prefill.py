@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from drivetrain_cuda.attention_kernels import is_soft_fp8
 from drivetrain_cuda.kernels.prefill_kernel import prefill_kernel
 from drivetrain_cuda.kernels.prefill_plan import PrefillPlan, make_plan
 from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
@@ -102,7 +103,10 @@ def prefill_attention(
             f"a prefill plan for blocks of {plan.block_tokens} tokens met a layer that needs"
             f" {_tokens_of_block(config, group)}; plan once for each group and head size"
         )
-    constexprs = _constexprs(spec, config, k_PSGK, v_PSGK)
+    soft_fp8 = is_soft_fp8(k_PSGK, arch)
+    if soft_fp8:
+        k_PSGK, v_PSGK = k_PSGK.view(torch.uint8), v_PSGK.view(torch.uint8)
+    constexprs = _constexprs(spec, config, k_PSGK, v_PSGK) | {"SOFT_FP8": soft_fp8}
     launch(
         prefill_kernel,
         (spec.num_kv_heads * _chunks(config, group), plan.num_items),

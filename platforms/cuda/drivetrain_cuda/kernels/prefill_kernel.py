@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from drivetrain_cuda.kernels.heads import from_cache
+
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
 """Score of a masked key. Finite, so that a block without one visible key makes no NaN; what such a block adds is
@@ -60,9 +62,9 @@ def _load_block(
 
 
 @triton.jit
-def _products(q_MD, k_ND, PRECISION: tl.constexpr):
+def _products(q_MD, k_ND, PRECISION: tl.constexpr, SOFT_FP8: tl.constexpr):
     """(M, N) raw scores."""
-    return tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision=PRECISION)
+    return tl.dot(q_MD, tl.trans(from_cache(k_ND, q_MD.dtype, SOFT_FP8)), input_precision=PRECISION)
 
 
 @triton.jit
@@ -100,7 +102,7 @@ def _attend(
     acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
     begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
     HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, MAPPED: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, MAPPED: tl.constexpr, SOFT_FP8: tl.constexpr,
 ):  # fmt: skip
     """Attend keys [begin, end), `begin` a multiple of the block."""
     D: tl.constexpr = q_MD.shape[1]
@@ -111,7 +113,7 @@ def _attend(
         k_ND = _load_block(
             k, k_map, page, first, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
         )  # fmt: skip
-        s_MN = _products(q_MD, k_ND, PRECISION)
+        s_MN = _products(q_MD, k_ND, PRECISION, SOFT_FP8)
         p_MN, total_M, peak_M, decay_M = _weights(
             s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, MASKED
         )  # fmt: skip
@@ -121,7 +123,7 @@ def _attend(
             v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, MASKED, MAPPED
         )  # fmt: skip
         page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
-        acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+        acc_MD = tl.dot(p_MN.to(q_MD.dtype), from_cache(v_ND, q_MD.dtype, SOFT_FP8), acc_MD, input_precision=PRECISION)
     return acc_MD, total_M, peak_M
 
 
@@ -130,7 +132,7 @@ def _attend_ahead(
     acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
     begin, end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
     HEAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr, SOFT_FP8: tl.constexpr,
 ):  # fmt: skip
     """Attend keys [begin, end) without masks and the block at `end` with them; scores are one block ahead.
 
@@ -142,7 +144,7 @@ def _attend_ahead(
     page = _page_of(table, begin, kv_end, slot_N, BLOCK_N, PAGE)
     next_page = _page_of(table, begin + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
     k_ND = _load_block(k, k_map, page, begin, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED)
-    s_MN = _products(q_MD, k_ND, PRECISION)
+    s_MN = _products(q_MD, k_ND, PRECISION, SOFT_FP8)
     for first in tl.range(begin, end, BLOCK_N):
         p_MN, total_M, peak_M, decay_M = _weights(
             s_MN, total_M, peak_M, position_M, slope_M, first, scale, soft_cap, window, SOFT_CAP, WINDOW, False
@@ -151,7 +153,7 @@ def _attend_ahead(
         k_ND = _load_block(
             k, k_map, next_page, first + BLOCK_N, slot_N, column, kv_end, k_page, k_slot, HEAD, D, PAGE, False, MAPPED
         )  # fmt: skip
-        s_MN = _products(q_MD, k_ND, PRECISION)
+        s_MN = _products(q_MD, k_ND, PRECISION, SOFT_FP8)
         v_ND = _load_block(
             v, v_map, page, first, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, False, MAPPED
         )  # fmt: skip
@@ -159,13 +161,13 @@ def _attend_ahead(
         page = _page_of(table, first + BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
         next_page = _page_of(table, first + 2 * BLOCK_N, kv_end, slot_N, BLOCK_N, PAGE)
         acc_MD = acc_MD * decay_M[:, None]
-        acc_MD = tl.dot(p_MN, v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+        acc_MD = tl.dot(p_MN, from_cache(v_ND, q_MD.dtype, SOFT_FP8), acc_MD, input_precision=PRECISION)
     v_ND = _load_block(v, v_map, page, end, slot_N, column, kv_end, v_page, v_slot, HEAD, D, PAGE, True, False)
     p_MN, total_M, peak_M, decay_M = _weights(
         s_MN, total_M, peak_M, position_M, slope_M, end, scale, soft_cap, window, SOFT_CAP, WINDOW, True
     )  # fmt: skip
     acc_MD = acc_MD * decay_M[:, None]
-    acc_MD = tl.dot(p_MN.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision=PRECISION)
+    acc_MD = tl.dot(p_MN.to(q_MD.dtype), from_cache(v_ND, q_MD.dtype, SOFT_FP8), acc_MD, input_precision=PRECISION)
     return acc_MD, total_M, peak_M
 
 
@@ -180,7 +182,7 @@ def prefill_kernel(
     scale, soft_cap, window,
     GROUP: tl.constexpr, PACK: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, AHEAD: tl.constexpr, BORDER_N: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr,
-    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr, PDL: tl.constexpr,
+    SOFT_CAP: tl.constexpr, WINDOW: tl.constexpr, MAPPED: tl.constexpr, SOFT_FP8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (G * head chunks, work items). See `prefill_attention`."""
     if PDL:
@@ -238,7 +240,7 @@ def prefill_kernel(
         acc_MD, total_M, peak_M = _attend(
             acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
             begin, edge, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-            HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+            HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False, SOFT_FP8,
         )  # fmt: skip
         begin = tl.cdiv(edge, BLOCK_N) * BLOCK_N
     # Keys up to the first query's own are seen by every query.
@@ -247,19 +249,19 @@ def prefill_kernel(
         acc_MD, total_M, peak_M = _attend_ahead(
             acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
             begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, MAPPED,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, MAPPED, SOFT_FP8,
         )  # fmt: skip
         clear += BLOCK_N
     else:
         acc_MD, total_M, peak_M = _attend(
             acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
             begin, clear, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED,
+            HEAD, BLOCK_N, PAGE, PRECISION, SOFT_CAP, WINDOW, False, MAPPED, SOFT_FP8,
         )  # fmt: skip
     acc_MD, total_M, peak_M = _attend(
         acc_MD, total_M, peak_M, q_MD, position_M, slope_M, k, v, k_map, v_map, table,
         clear, kv_end, kv_end, column, k_page, k_slot, v_page, v_slot, scale, soft_cap, window,
-        HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False,
+        HEAD, BORDER_N, PAGE, PRECISION, SOFT_CAP, WINDOW, True, False, SOFT_FP8,
     )  # fmt: skip
 
     total_M = tl.where(total_M > 0.0, total_M, 1.0)

@@ -34,7 +34,7 @@ def _config(
 
 
 PREFILL_CONFIGS: dict[tuple[str, int, int], PrefillConfig] = {
-    ("sm_80", 64, 2): _config(128, 32, 8, 2),
+    ("sm_80", 64, 2): _config(64, 64, 8, 2),
     ("sm_80", 128, 2): _config(64, 64, 8, 2),
     ("sm_80", 256, 2): _config(64, 16, 8, 2),
     ("sm_80", 64, 4): _config(32, 32, 4, 1),
