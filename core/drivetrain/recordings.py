@@ -103,9 +103,14 @@ class Recordings:
     def __contains__(self, step: Recorded) -> bool:
         return step in self._made
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be made."""
+        return len(self._made) < _MOST_RECORDINGS
+
     def is_due(self, step: Recorded) -> bool:
         """Whether the step should be recorded now: a shape that comes once is not worth it, and runs as it is."""
-        if step in self._made or step in self._refused or len(self._made) >= _MOST_RECORDINGS:
+        if step in self._made or step in self._refused or not self.has_room:
             return False
         met = step in self._met
         self._met.add(step)

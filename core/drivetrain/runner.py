@@ -92,7 +92,7 @@ class ModelRunner(Executor):
 
     @torch.inference_mode()
     def prepare_more(self) -> bool:
-        step = self._warm_up.next_recording()
+        step = self._warm_up.next_recording() if self._recordings.has_room else None
         if step is None:
             return self._prepare_device()
         if step not in self._recordings:

@@ -122,6 +122,15 @@ def test_the_device_prepares_more_once_all_shapes_are_recorded() -> None:
     assert recorded == [4, 4, 4]
 
 
+def test_no_more_is_recorded_while_nobody_waits_than_at_any_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drivetrain.recordings._MOST_RECORDINGS", 6)
+    device = ReplayingDevice()
+    engine = tiny_engine(rows=8, device=device)
+    while engine.prepare_more():
+        pass
+    assert device.runtime.captures == 6, "four at the start, and not all of the four others"
+
+
 def test_large_token_counts_exist_before_the_memory_for_pages_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = tiny_engine(rows=4)._executor._slots
     assert slots.counts_SV is None, "small ones wait for the first request with penalties"
