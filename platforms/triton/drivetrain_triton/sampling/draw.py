@@ -5,6 +5,7 @@ K rows, V vocabulary, S slots, C slot columns, P parts of the vocabulary.
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportUnboundVariable=false
 
 from __future__ import annotations
 
@@ -193,7 +194,7 @@ class DrawScratch:
             if buffers[2].shape[0] >= rows:
                 return buffers
         # Smaller buffers stay: captured steps write to their addresses.
-        rows = triton.next_power_of_2(rows)
+        rows = 1 << (rows - 1).bit_length()
         values = torch.empty((rows, _MAX_PARTS), dtype=torch.float32, device=device)
         tokens = torch.empty((rows, _MAX_PARTS), dtype=torch.int32, device=device)
         self._buffers.append((values, tokens, torch.zeros(rows, dtype=torch.int32, device=device)))

@@ -11,6 +11,7 @@ K rows, V vocabulary, S slots, C slot columns, G groups of neighbouring tokens, 
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

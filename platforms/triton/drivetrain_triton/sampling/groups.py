@@ -8,6 +8,7 @@ K rows, V vocabulary, G groups of a row, N tokens of a group.
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -265,7 +266,8 @@ class GroupScratch:
 
 def group_size(vocab_size: int) -> int:
     """Neighbouring tokens that are one group."""
-    return max(_SMALLEST_GROUP, triton.next_power_of_2(triton.cdiv(vocab_size, MAX_GROUPS)))
+    least = -(-vocab_size // MAX_GROUPS)
+    return max(_SMALLEST_GROUP, 1 << (least - 1).bit_length())
 
 
 def survey(

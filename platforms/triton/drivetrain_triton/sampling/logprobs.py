@@ -5,6 +5,7 @@ Q rows, V vocabulary, G groups of neighbouring tokens, N gathered tokens, k repo
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
