@@ -18,7 +18,7 @@ class DecodeConfig:
         num_warps, num_stages: Triton's options.
         programs: programs that run at once on one processor.
         max_registers: bound of a thread's registers in the decode kernel. Without one, ptxas may spill a few to make
-            room for one more program on a processor; with one, it spills in the cascade kernel.
+            room for one more program on a processor.
     """
 
     block_n: int
@@ -73,8 +73,11 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 128, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_90", 256, 1, "many"): _config(32, 8, 3, 1),
-    ("sm_90", 256, 2, "many"): _config(32, 8, 2, 1, 255),
+    ("sm_90", 256, 2, "many"): _config(16, 8, 2, 1, 255),
     ("sm_100", 128, 1, "few"): _config(32, 4, 4, 3),
+    ("sm_100", 256, 1, "few"): _config(32, 4, 4, 2, 255),
+    ("sm_100", 256, 2, "few"): _config(32, 4, 3, 2, 255),
+    ("sm_100", 128, 1, "many"): _config(32, 4, 3, 2),
     ("sm_120", 64, 1, "few"): _config(64, 4, 3, 3),
     ("sm_120", 64, 2, "few"): _config(64, 4, 2, 2),
     ("sm_120", 64, 4, "few"): _config(16, 4, 3, 3),
