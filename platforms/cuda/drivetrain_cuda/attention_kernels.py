@@ -242,7 +242,7 @@ def launch_decode(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         pdl=pdl,
-        options=config.options,
+        options=config.decode_options,
         **transform.constexprs,
         **_constexprs(layer, pages, geometry, config),
     )
@@ -293,7 +293,6 @@ def launch_cascade(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         pdl=pdl,
-        options=config.options,
         **transform.constexprs,
         **_constexprs(layer, pages, geometry, config),
     )

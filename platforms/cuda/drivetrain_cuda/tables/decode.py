@@ -17,8 +17,8 @@ class DecodeConfig:
         block_n: keys of a step of its loop.
         num_warps, num_stages: Triton's options.
         programs: programs that run at once on one processor.
-        max_registers: bound of a thread's registers. Without one, ptxas may spill a few to make room for one more
-            program on a processor.
+        max_registers: bound of a thread's registers in the decode kernel. Without one, ptxas may spill a few to make
+            room for one more program on a processor.
     """
 
     block_n: int
@@ -28,8 +28,8 @@ class DecodeConfig:
     max_registers: int | None = None
 
     @property
-    def options(self) -> dict[str, int]:
-        """Further options of a launch."""
+    def decode_options(self) -> dict[str, int]:
+        """Further options of the decode kernel's launch."""
         return {} if self.max_registers is None else {"maxnreg": self.max_registers}
 
 
@@ -73,8 +73,11 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 128, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_90", 256, 1, "many"): _config(32, 8, 3, 1),
-    ("sm_90", 256, 2, "many"): _config(32, 8, 2, 1, 255),
+    ("sm_90", 256, 2, "many"): _config(16, 8, 2, 1, 255),
     ("sm_100", 128, 1, "few"): _config(32, 4, 4, 3),
+    ("sm_100", 256, 1, "few"): _config(32, 4, 4, 2, 255),
+    ("sm_100", 256, 2, "few"): _config(32, 4, 3, 2, 255),
+    ("sm_100", 128, 1, "many"): _config(32, 4, 3, 2),
     ("sm_120", 64, 1, "few"): _config(64, 4, 3, 3),
     ("sm_120", 64, 2, "few"): _config(64, 4, 2, 2),
     ("sm_120", 64, 4, "few"): _config(16, 4, 3, 3),
@@ -87,7 +90,7 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_120", 64, 1, "many"): _config(32, 4, 3, 2),
     ("sm_120", 64, 2, "many"): _config(32, 4, 3, 2),
     ("sm_120", 128, 1, "many"): _config(32, 4, 2, 2),
-    ("sm_120", 128, 2, "many"): _config(32, 4, 2, 1),
+    ("sm_120", 128, 2, "many"): _config(32, 8, 2, 1),
     ("sm_120", 256, 1, "many"): _config(16, 8, 2, 1),
     ("sm_120", 256, 2, "many"): _config(32, 8, 2, 1),
 }
