@@ -15,7 +15,8 @@ from drivetrain_plugins.contract.reference.sampling import filter_logits, gumbel
 from drivetrain_plugins.contract.slots import SlotState
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.sampling import logprobs
-from drivetrain_triton.sampling.filters import FilterScratch, bounds
+from drivetrain_triton.sampling.filters import bounds
+from drivetrain_triton.sampling.groups import GroupScratch
 from drivetrain_triton.sampling.sampler import Sampler
 
 
@@ -34,13 +35,13 @@ def inputs_for(rows: int, device: torch.device) -> Any:
     )
 
 
-def kept_by(bounds_K4: torch.Tensor, scaled_KV: torch.Tensor) -> torch.Tensor:
+def kept_by(bounds_K5: torch.Tensor, scaled_KV: torch.Tensor) -> torch.Tensor:
     """What bounds say of each token, by the words of their docstring."""
-    bounds_K4 = bounds_K4.cpu()
-    floats_K4 = bounds_K4.view(torch.float32)
-    least, largest, min_p = (floats_K4[:, column, None] for column in (0, 2, 3))
+    bounds_K5 = bounds_K5.cpu()
+    floats_K5 = bounds_K5.view(torch.float32)
+    least, largest, min_p = (floats_K5[:, column, None] for column in (0, 2, 3))
     token_V = torch.arange(scaled_KV.shape[1])
-    kept = (scaled_KV > least) | ((scaled_KV == least) & (token_V <= bounds_K4[:, 1, None]))
+    kept = (scaled_KV > least) | ((scaled_KV == least) & (token_V <= bounds_K5[:, 1, None]))
     return kept & ((min_p <= 0) | ((scaled_KV - largest).exp() >= min_p))
 
 
@@ -75,18 +76,33 @@ def rows_of(kind: str, rows: int, vocab_size: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["spread", "tied", "flat", "equal", "banned"])
 @pytest.mark.parametrize("case", CASES)
 def test_filters_leave_what_the_reference_leaves(arch: GpuArch, device: torch.device, kind: str, case: str):
-    vocab_size = 2600
-    parameters = CASES[case]
+    require_reference_filters(arch, device, rows_of(kind, len(CASES[case]), 2600), CASES[case])
+
+
+@pytest.mark.parametrize("kind", ["tied", "flat", "equal", "banned"])
+def test_filters_that_leave_more_tokens_than_are_gathered(arch: GpuArch, device: torch.device, kind: str):
+    """The search then reads the whole row."""
+    parameters = [
+        SlotParameters(temperature=0.7, top_k=5000),
+        SlotParameters(temperature=1.0, top_p=0.9),
+        SlotParameters(temperature=3.0, top_k=7000, top_p=0.8, min_p=0.01),
+    ]
+    require_reference_filters(arch, device, rows_of(kind, len(parameters), 9001), parameters)
+
+
+def require_reference_filters(
+    arch: GpuArch, device: torch.device, logits_KV: torch.Tensor, parameters: list[SlotParameters]
+) -> None:
+    vocab_size = logits_KV.shape[1]
     slots = slots_with(parameters, vocab_size, device)
-    logits_KV = rows_of(kind, len(parameters), vocab_size)
-    got_K4 = bounds(logits_KV.to(device), inputs_for(len(parameters), device), slots, FilterScratch(), arch)
+    got_K5 = bounds(logits_KV.to(device), inputs_for(len(parameters), device), slots, GroupScratch(), arch)
     temperature_K1 = torch.tensor([each.temperature or 1.0 for each in parameters])[:, None]
     scaled_KV = logits_KV / temperature_K1
     top_k, top_p, min_p = (
         torch.tensor([getattr(each, name) for each in parameters]) for name in ("top_k", "top_p", "min_p")
     )
     expected = filter_logits(scaled_KV, top_k, top_p, min_p) > float("-inf")
-    got = kept_by(got_K4, scaled_KV) & (scaled_KV > float("-inf"))
+    got = kept_by(got_K5, scaled_KV) & (scaled_KV > float("-inf"))
     for row, each in enumerate(parameters):
         if each.temperature == 0:
             assert got[row].equal(scaled_KV[row] > float("-inf"))
@@ -96,6 +112,31 @@ def test_filters_leave_what_the_reference_leaves(arch: GpuArch, device: torch.de
         margin = 0 if each.top_p == 1.0 else int(2e-5 * vocab_size) + 1
         assert wrong <= margin, (each, wrong, int(got[row].sum()), int(expected[row].sum()))
         assert got[row, scaled_KV[row].argmax()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "filters"), [("spread", True), ("tied", True), ("flat", True), ("spread", False), ("flat", False)]
+)
+def test_draws_are_the_reference_s(arch: GpuArch, device: torch.device, kind: str, filters: bool):
+    """Of few tokens and of many, at low temperatures and high ones, with filters that leave few or all."""
+    vocab_size = 2100
+    parameters = [
+        SlotParameters(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=int(torch.randint(0, 1 << 62, (1,)))
+        )
+        for temperature in (0.02, 0.6, 9.0)
+        for top_k, top_p, min_p in ((20, 0.95, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (900, 1.0, 0.001))
+    ]
+    parameters += [SlotParameters(), SlotParameters(temperature=0.9)]
+    logits_KV = rows_of(kind, len(parameters), vocab_size)
+    features, inputs = SampleFeatures(random=True, filters=filters), inputs_for(len(parameters), device)
+    host_inputs = inputs_for(len(parameters), torch.device("cpu"))
+    host_inputs.sample_position_K = inputs.sample_position_K.cpu()
+    host, slots = (slots_with(parameters, vocab_size, place) for place in (torch.device("cpu"), device))
+    expected = sample(logits_KV.clone(), host_inputs, host, features)
+    got = Sampler(arch).sample(logits_KV.to(device), inputs, slots, features)
+    assert got.ids_K.cpu().equal(expected.ids_K)
+    assert slots.last_token_S.cpu().equal(host.last_token_S)
 
 
 def test_noise_is_the_reference_s(arch: GpuArch, device: torch.device):
@@ -159,12 +200,40 @@ def test_penalties_leave_other_rows_alone_and_count(arch: GpuArch, device: torch
     assert states[1].ensure_counts()[0].cpu().equal(states[0].ensure_counts()[0])
 
 
-@pytest.mark.parametrize("top", [0, 3])
+def test_the_likeliest_of_equal_tokens_are_the_first(arch: GpuArch, device: torch.device):
+    """More tokens may be among the likeliest than are compared with each other."""
+    logits_QV = torch.full((2, 1500), -1.0, device=device)
+    logits_QV[1, [1400, 9]] = 2.0
+    targets_Q = torch.tensor([5, 9], dtype=torch.int32, device=device)
+    _, ranks_Q, top_ids_Qk, top_logprobs_Qk = logprobs.token_logprobs(logits_QV, targets_Q, 4, GroupScratch(), arch)
+    assert ranks_Q.tolist() == [1, 1]
+    assert top_ids_Qk.tolist() == [[0, 1, 2, 3], [9, 1400, 0, 1]]
+    torch.testing.assert_close(top_logprobs_Qk, logits_QV.log_softmax(-1).gather(1, top_ids_Qk.long()))
+
+
+def test_log_probabilities_of_a_row_of_nan_name_tokens_of_the_vocabulary(arch: GpuArch, device: torch.device):
+    logits_QV = torch.full((1, 700), float("nan"), device=device)
+    targets_Q = torch.zeros(1, dtype=torch.int32, device=device)
+    _, _, top_ids_Qk, _ = logprobs.token_logprobs(logits_QV, targets_Q, 3, GroupScratch(), arch)
+    assert ((top_ids_Qk >= 0) & (top_ids_Qk < 700)).all()
+
+
+def test_log_probabilities_of_more_rows_than_fit_at_once(
+    arch: GpuArch, device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logprobs, "_ROWS_AT_ONCE", 4)
+    logits_QV, targets_Q = torch.randn(9, 200) * 3, torch.randint(0, 200, (9,), dtype=torch.int32)
+    got = logprobs.token_logprobs(logits_QV.to(device), targets_Q.to(device), 2, GroupScratch(), arch)
+    for mine, theirs in zip(got, token_logprobs(logits_QV, targets_Q, 2), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("top", [0, 3, 128, 129])
 def test_log_probabilities_over_a_large_vocabulary(arch: GpuArch, device: torch.device, top: int):
     logits_QV = torch.randn(3, 6001) * 4
     logits_QV[1] -= 1e4
     targets_Q = torch.tensor([0, 6000, int(logits_QV[2].argmax())], dtype=torch.int32)
-    got = logprobs.token_logprobs(logits_QV.to(device), targets_Q.to(device), top, arch)
+    got = logprobs.token_logprobs(logits_QV.to(device), targets_Q.to(device), top, GroupScratch(), arch)
     for mine, theirs in zip(got, token_logprobs(logits_QV, targets_Q, top), strict=True):
         assert mine.dtype == theirs.dtype
         torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-5, atol=2e-5)

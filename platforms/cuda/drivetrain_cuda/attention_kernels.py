@@ -247,6 +247,7 @@ def launch_decode(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         pdl=pdl,
+        options=config.decode_options,
         **transform.constexprs,
         **_constexprs(layer, pages, geometry, config),
     )

@@ -11,9 +11,9 @@ class CudaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         graphs: record steps in CUDA graphs. Off, each step launches its kernels one by one: slower, and plainer to
             debug.
-        batch_invariant: split attention in the same way whatever else is in the batch, so that what a request reads
-            from its context does not depend on its neighbours; costs speed with few long requests. Products still
-            round by the number of tokens in a step.
+        batch_invariant: split attention in the same way whatever else is in the batch; costs speed with few long
+            requests. Products still choose their kernel by the number of tokens in the step, so logits may differ in
+            their last bits.
     """
 
     graphs: bool = True

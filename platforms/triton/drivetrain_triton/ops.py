@@ -20,7 +20,6 @@ from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInpu
 from drivetrain_triton import activations, embedding, norms, prepare
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.layers import LayerOps
-from drivetrain_triton.sampling.logprobs import token_logprobs
 from drivetrain_triton.sampling.sampler import Sampler
 
 
@@ -63,4 +62,4 @@ class TritonOps(LayerOps):
     def token_logprobs(
         self, logits_QV: torch.Tensor, targets_Q: torch.Tensor, top: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        return token_logprobs(logits_QV.contiguous(), targets_Q, top, self.arch)
+        return self._sampler.token_logprobs(logits_QV, targets_Q, top)

@@ -17,16 +17,28 @@ class DecodeConfig:
         block_n: keys of a step of its loop.
         num_warps, num_stages: Triton's options.
         programs: programs that run at once on one processor.
+        max_registers: bound of a thread's registers in the decode kernel. Without one, ptxas may spill a few to make
+            room for one more program on a processor.
     """
 
     block_n: int
     num_warps: int
     num_stages: int
     programs: int
+    max_registers: int | None = None
+
+    @property
+    def decode_options(self) -> dict[str, int]:
+        """Further options of the decode kernel's launch."""
+        return {} if self.max_registers is None else {"maxnreg": self.max_registers}
 
 
-def _config(block_n: int, num_warps: int, num_stages: int, programs: int) -> DecodeConfig:
-    return DecodeConfig(block_n=block_n, num_warps=num_warps, num_stages=num_stages, programs=programs)
+def _config(
+    block_n: int, num_warps: int, num_stages: int, programs: int, max_registers: int | None = None
+) -> DecodeConfig:
+    return DecodeConfig(
+        block_n=block_n, num_warps=num_warps, num_stages=num_stages, programs=programs, max_registers=max_registers
+    )
 
 
 # Keys and values of `num_stages` steps lie in shared memory: 2 * block_n * head size * bytes each. About 100 KB in
@@ -52,29 +64,33 @@ DECODE_CONFIGS: dict[tuple[str, int, int, Rows], DecodeConfig] = {
     ("sm_90", 64, 4, "few"): _config(16, 4, 3, 3),
     ("sm_90", 128, 1, "few"): _config(64, 4, 3, 3),
     ("sm_90", 128, 2, "few"): _config(64, 4, 3, 2),
-    ("sm_90", 128, 4, "few"): _config(16, 4, 3, 3),
+    ("sm_90", 128, 4, "few"): _config(16, 4, 2, 3),
     ("sm_90", 256, 1, "few"): _config(32, 4, 4, 3),
     ("sm_90", 256, 2, "few"): _config(32, 4, 3, 2),
-    ("sm_90", 256, 4, "few"): _config(16, 8, 2, 2),
+    ("sm_90", 256, 4, "few"): _config(16, 4, 2, 2),
     ("sm_90", 64, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 64, 2, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 1, "many"): _config(64, 4, 3, 2),
     ("sm_90", 128, 2, "many"): _config(64, 8, 3, 2),
     ("sm_90", 256, 1, "many"): _config(32, 8, 3, 1),
-    ("sm_90", 256, 2, "many"): _config(32, 8, 2, 1),
+    ("sm_90", 256, 2, "many"): _config(16, 8, 2, 1, 255),
+    ("sm_100", 128, 1, "few"): _config(32, 4, 4, 3),
+    ("sm_100", 256, 1, "few"): _config(32, 4, 4, 2, 255),
+    ("sm_100", 256, 2, "few"): _config(32, 4, 3, 2, 255),
+    ("sm_100", 128, 1, "many"): _config(32, 4, 3, 2),
     ("sm_120", 64, 1, "few"): _config(64, 4, 3, 3),
     ("sm_120", 64, 2, "few"): _config(64, 4, 2, 2),
     ("sm_120", 64, 4, "few"): _config(16, 4, 3, 3),
     ("sm_120", 128, 1, "few"): _config(32, 4, 3, 3),
-    ("sm_120", 128, 2, "few"): _config(32, 4, 2, 2),
+    ("sm_120", 128, 2, "few"): _config(32, 4, 2, 2, 168),
     ("sm_120", 128, 4, "few"): _config(16, 4, 2, 2),
     ("sm_120", 256, 1, "few"): _config(16, 4, 3, 3),
     ("sm_120", 256, 2, "few"): _config(16, 4, 2, 2),
-    ("sm_120", 256, 4, "few"): _config(16, 8, 2, 1),
+    ("sm_120", 256, 4, "few"): _config(16, 4, 2, 1),
     ("sm_120", 64, 1, "many"): _config(32, 4, 3, 2),
     ("sm_120", 64, 2, "many"): _config(32, 4, 3, 2),
     ("sm_120", 128, 1, "many"): _config(32, 4, 2, 2),
-    ("sm_120", 128, 2, "many"): _config(32, 4, 2, 1),
+    ("sm_120", 128, 2, "many"): _config(32, 8, 2, 1),
     ("sm_120", 256, 1, "many"): _config(16, 8, 2, 1),
     ("sm_120", 256, 2, "many"): _config(32, 8, 2, 1),
 }

@@ -2,6 +2,7 @@
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -37,9 +38,26 @@ def log_one_minus(u):
 
 
 @triton.jit
-def gumbel_noise(token, key):
-    """Standard Gumbel noise of int32 token ids."""
+def uniform(token, key):
+    """Numbers above 0 and at most 1 of int32 token ids."""
     hashed = mix32(mix32(token.to(tl.uint32) * 0x9E3779B9 + 1) ^ key)
     # 31 bits, exact near zero: small values make the largest noise, where resolution matters.
-    u = ((hashed & 0x7FFFFFFF).to(tl.float32) + 0.5) * 4.656612873077393e-10
-    return -tl.log(-log_one_minus(u))
+    return ((hashed & 0x7FFFFFFF).to(tl.int32, bitcast=True).to(tl.float32) + 0.5) * 4.656612873077393e-10
+
+
+@triton.jit
+def gumbel_noise(token, key):
+    """Standard Gumbel noise of int32 token ids."""
+    return -tl.log(-log_one_minus(uniform(token, key)))
+
+
+@triton.jit
+def noise_ceiling(token, key):
+    """At most a hundred thousandth below the noise of int32 token ids, and not far above it where it is large.
+
+    Source: -log(1 - u) is at least u, so the noise is at most -log(u); and a logarithm to base 2 is at least the
+    exponent plus the fraction, which a float's bits are as an integer (Mitchell's approximation).
+    """
+    bits = uniform(token, key).to(tl.int32, bitcast=True)
+    # log(2) * 127, the exponent's bias, and log(2) / 2**23, the fraction's unit.
+    return 88.02969193111305 - bits.to(tl.float32) * 8.262958294867817e-08

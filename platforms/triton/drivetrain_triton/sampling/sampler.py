@@ -15,7 +15,8 @@ from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInpu
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.sampling.adjust import apply_biases, apply_penalties
 from drivetrain_triton.sampling.draw import DrawScratch, draw
-from drivetrain_triton.sampling.filters import FilterScratch, bounds
+from drivetrain_triton.sampling.filters import bounds
+from drivetrain_triton.sampling.groups import GroupScratch
 from drivetrain_triton.sampling.logprobs import token_logprobs
 
 
@@ -29,7 +30,7 @@ class Sampler:
     def __init__(self, arch: GpuArch) -> None:
         self._arch = arch
         self._draw_scratch = DrawScratch()
-        self._filter_scratch = FilterScratch()
+        self._group_scratch = GroupScratch()
 
     def sample(
         self, logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, features: SampleFeatures
@@ -46,9 +47,9 @@ class Sampler:
             apply_biases(logits_KV, inputs, slots, self._arch)
         if features.penalties:
             apply_penalties(logits_KV, inputs, slots, self._arch)
-        bounds_K4 = None
+        bounds_K5 = None
         if features.random and features.filters:
-            bounds_K4 = bounds(logits_KV, inputs, slots, self._filter_scratch, self._arch)
+            bounds_K5 = bounds(logits_KV, inputs, slots, self._group_scratch, self._arch)
         ids_K = draw(
             logits_KV,
             inputs,
@@ -56,12 +57,12 @@ class Sampler:
             self._draw_scratch,
             self._arch,
             random=features.random,
-            bounds_K4=bounds_K4,
+            bounds_K5=bounds_K5,
             counted=features.penalties,
         )
         if features.logprobs < 0:
             return SampledTokens(ids_K=ids_K)
-        logprobs_K, ranks_K, top_ids_Kk, top_logprobs_Kk = token_logprobs(raw_KV, ids_K, features.logprobs, self._arch)
+        logprobs_K, ranks_K, top_ids_Kk, top_logprobs_Kk = self.token_logprobs(raw_KV, ids_K, features.logprobs)
         return SampledTokens(
             ids_K=ids_K,
             logprobs_K=logprobs_K,
@@ -69,3 +70,9 @@ class Sampler:
             top_ids_Kk=top_ids_Kk,
             top_logprobs_Kk=top_logprobs_Kk,
         )
+
+    def token_logprobs(
+        self, logits_QV: torch.Tensor, targets_Q: torch.Tensor, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `contract.reference.token_logprobs`; float32 logits."""
+        return token_logprobs(logits_QV.contiguous(), targets_Q, top, self._group_scratch, self._arch)
