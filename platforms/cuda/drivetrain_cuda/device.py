@@ -17,6 +17,7 @@ from drivetrain_cuda.compilation import Compiling
 from drivetrain_cuda.device_memory import device_memory, tensor_at
 from drivetrain_cuda.driver import CudaMemoryDriver
 from drivetrain_cuda.faults import classify
+from drivetrain_cuda.gaps import kernel_gaps
 from drivetrain_cuda.options import CudaOptions
 from drivetrain_cuda.runtime import CudaRuntime
 from drivetrain_cuda.shapes import shape_policy
@@ -74,6 +75,10 @@ class CudaDevice(Device):
 
     def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
         return shape_policy(limits, graphs=self._options.graphs)
+
+    def unsupported(self, spec: DecoderSpec, limits: ExecutorLimits) -> list[str]:
+        gaps = kernel_gaps(limits, self.arch.name, batch_invariant=self._options.batch_invariant)
+        return super().unsupported(spec, limits) + gaps
 
     def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
         self._compiling = Compiling(spec, limits, self.arch, progress)
