@@ -240,11 +240,11 @@ class ModelRunner(Executor):
             counts_SV[slot].zero_()
             in_prompt_SV[slot].zero_()
         if batch.history is not None:
-            history = self._upload(batch.history).long()
-            slot, token, generated = history[:, 0], history[:, 1], history[:, 2]
-            counts_SV.index_put_((slot, token), generated.int(), accumulate=True)
-            prompt = generated == 0
-            in_prompt_SV.index_put_((slot[prompt], token[prompt]), torch.ones_like(slot[prompt], dtype=torch.bool))
+            # Told apart on the host: a mask on the device would have to be waited for.
+            generated = batch.history[:, 2] != 0
+            made, prompt = self._upload(batch.history[generated]).long(), self._upload(batch.history[~generated]).long()
+            counts_SV.index_put_((made[:, 0], made[:, 1]), made[:, 2].int(), accumulate=True)
+            in_prompt_SV.index_put_((prompt[:, 0], prompt[:, 1]), torch.ones_like(prompt[:, 0], dtype=torch.bool))
 
     def _stage(self, batch: StepBatch) -> None:
         if batch.layout.size > self._packed.numel():
