@@ -18,8 +18,6 @@ import triton.language as tl
 
 from drivetrain_triton.activations import activated
 
-VECTOR = 8
-
 
 @triton.jit
 def gemv_kernel(

@@ -64,7 +64,8 @@ class LinearEntry:
 
 
 @lru_cache(maxsize=4)
-def _entries(arch: str) -> tuple[LinearEntry, ...]:
+def every_entry(arch: str) -> tuple[LinearEntry, ...]:
+    """What a part chooses from."""
     text = resources.files("drivetrain_triton").joinpath("tables/linear.json").read_text()
     tables = json.loads(text)
     return tuple(
@@ -86,14 +87,9 @@ def linear_config(arch: str, tokens: int, n: int, k: int, *, gate: bool) -> Line
     Args:
         n: outputs; with `gate` of each half.
     """
-    buckets = sorted({entry.tokens for entry in _entries(arch) if entry.tokens >= tokens})
+    buckets = sorted({entry.tokens for entry in every_entry(arch) if entry.tokens >= tokens})
     if not buckets:
         return None
-    near = [entry for entry in _entries(arch) if entry.tokens == buckets[0] and entry.gate == gate]
+    near = [entry for entry in every_entry(arch) if entry.tokens == buckets[0] and entry.gate == gate]
     # Blackwell has no gated entry on the matrix units: Triton 3.6 cannot lower two accumulators of 16 columns there.
     return min(near, key=lambda entry: entry.distance(n, k)).config if near else None
-
-
-def every_entry(arch: str) -> tuple[LinearEntry, ...]:
-    """What a part chooses from."""
-    return _entries(arch)
