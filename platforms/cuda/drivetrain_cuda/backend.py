@@ -33,9 +33,11 @@ class CudaBackend(Backend):
         except msgspec.ValidationError as error:
             known = ", ".join(CudaOptions.__struct_fields__)
             raise BackendError(f"backend_options.cuda: {error}; the keys are {known}") from error
-        # The driver makes a context without Python's lock; Triton and the kernels are imported meanwhile.
-        with ThreadPoolExecutor(1, "context") as pool:
+        # The driver makes a context, and a C compiler Triton's own module, without Python's lock; the kernels are
+        # imported meanwhile.
+        with ThreadPoolExecutor(2, "open") as pool:
             context = pool.submit(_make_context, rank.local_rank)
+            pool.submit(_load_triton_driver)
             from drivetrain_cuda.device import CudaDevice
 
             try:
@@ -56,6 +58,12 @@ def _make_context(ordinal: int) -> int:
     torch.cuda.set_device(ordinal)
     torch.cuda.current_blas_handle()
     return others
+
+
+def _load_triton_driver() -> None:
+    from triton.runtime import driver
+
+    _ = driver.active.utils
 
 
 def set_precision() -> None:
