@@ -130,6 +130,16 @@ def choose_dialect(
     )
 
 
+def check_parsers(tool_parser: str, reasoning_parser: str) -> None:
+    """Refuse names that are in no table.
+
+    Raises:
+        ConfigError: names the setting and what is allowed.
+    """
+    _named("tool_parser", tool_parser, TOOL_FAMILIES)
+    _named("reasoning_parser", reasoning_parser, REASONING_FAMILIES)
+
+
 class _Signed(Protocol):
     @property
     def signs(self) -> tuple[tuple[str, ...], ...]: ...
