@@ -1,4 +1,4 @@
-"""A vendor's package outside the tree, on OpenCL: installed by pip, found, chosen, held to the contract, and serving."""
+"""A package outside the tree, on OpenCL: installed by pip, found, chosen, held to the contract, and serving."""
 
 from __future__ import annotations
 
