@@ -85,7 +85,6 @@ def meet(kind: str, info: RankInfo) -> tuple[Communicator, torch.device]:
         from drivetrain_opencl.communicator import SocketCommunicator
 
         return SocketCommunicator(info), torch.device("cpu")
-    from drivetrain_cuda.communicator import NcclCommunicator
     from drivetrain_cuda.plugin import drivetrain_backends
     from drivetrain_triton.device.communicator import NcclCommunicator
 
