@@ -75,6 +75,11 @@ class ChatShape:
             )
         return events
 
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        if not self._plain:
+            return None
+        return self._choice_head(choice) + b'{"content":', b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
+
     def usage(self, usage: dict[str, object]) -> bytes:
         return self._envelope.usage_event(CHUNK, usage)
 
