@@ -3,10 +3,10 @@
     python bench/stream_cost.py [--streams 1 64 256 1024] [--rate 60000] [--seconds 8] [--behind]
 
 Processes: an engine by the clock (bench/stream_engine.py), the server (bench/stream_server.py) with the quick-start
-model's tokenizer, and this one, which reads every stream and counts. Reported: tokens a second of the server's own
-processor time (user and system, from /proc), the share of tokens that came with others in one event, and the time to the
-first token of single requests sent while the streams run. `--behind` lets the engine run ahead of the server, so that
-events carry several tokens: that figure stands apart.
+model's tokenizer, one that reads every stream and counts events, and this one. Reported: tokens a second of the
+server's own processor time (user and system, from /proc), tokens an event, and the time to the first token of single
+requests sent while the streams run. `--behind` lets the engine run ahead of the server, so that events carry several
+tokens: that figure stands apart.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Readers:
                 if not data:
                     return
                 self._num_events.value += data.count(b'"finish_reason":null')
-            # Like many clients, not like one that is always awake: the server must not pay for each wake-up of this one.
+            # Like many clients: the server does not pay for each wake-up of this one.
             time.sleep(0.001)
 
 
@@ -93,8 +93,8 @@ def first_token_s(port: int, route: str) -> float:
     return found
 
 
-def measure(streams: int, *, rate: float, seconds: float, route: str, behind: bool) -> dict[str, float]:
-    step_ms = 0.0 if behind else max(streams / rate * 1e3, 2.0)
+def measure(streams: int, *, step_ms: float, seconds: float, route: str, behind: bool) -> dict[str, float]:
+    step_ms = 0.0 if behind else step_ms
     with tempfile.TemporaryDirectory() as folder:
         path, port = str(Path(folder) / "engine.sock"), free_port()
         command = [sys.executable, str(HERE / "stream_engine.py"), path, "--step-ms", str(step_ms)]
@@ -156,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256, 1024])
     parser.add_argument("--rate", type=float, default=60_000, help="tokens a second over all streams")
+    parser.add_argument("--step-ms", type=float, help="time of a step, instead of --rate")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--route", default="/v1/chat/completions")
     parser.add_argument("--behind", action="store_true", help="the engine does not wait for the server")
@@ -163,7 +164,7 @@ def main() -> None:
     for streams in arguments.streams:
         found = measure(
             streams,
-            rate=arguments.rate,
+            step_ms=arguments.step_ms or max(streams / arguments.rate * 1e3, 2.0),
             seconds=arguments.seconds,
             route=arguments.route,
             behind=arguments.behind,

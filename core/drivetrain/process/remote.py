@@ -49,8 +49,6 @@ class RemoteEngine(EngineLink):
 
     async def _follow(self) -> None:
         while not self._closing and self._failure is None:
-            last_words = await self._converse(
-                self._path, goes_on=lambda: not self._closing and self._failure is None
-            )
+            last_words = await self._converse(self._path, goes_on=lambda: not self._closing and self._failure is None)
             said = "" if last_words is None else f": {last_words.kind}: {last_words.message}"
             self._disconnected(EngineDead(f"the engine ended{said}"), keep_unstarted=self._failure is None)
