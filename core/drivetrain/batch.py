@@ -9,6 +9,7 @@ import numpy as np
 
 from drivetrain.batch_sampling import biases_of, features_of, fill_slots, history_of, prompt_logprobs_of
 from drivetrain.layouts import captured_layout, padded_shape
+from drivetrain.pooling import pooling_of
 from drivetrain.request import BIASES, Request
 from drivetrain.scheduler import Schedule, ScheduledRow
 from drivetrain.shared_prefixes import SharedGroups, SharedPrefixes
@@ -71,9 +72,12 @@ class BatchBuilder:
             groups=self._prefixes.find(rows[:num_decodes], requests[:num_decodes]) if self._prefixes else None,
         )
         prompt_logprobs = None if follows else prompt_logprobs_of(rows)
+        pooling = None if follows else pooling_of(rows)
         form = self._last_form if follows else None
         if form is None or not form.holds(updates, self._max_kv):
-            form = self._last_form = self._choose_form(schedule, updates, may_capture=prompt_logprobs is None)
+            form = self._last_form = self._choose_form(
+                schedule, updates, may_capture=prompt_logprobs is None and pooling is None
+            )
         layout, shape = form.layout, form.shape
         penalized = [row for row in updates.admitted if row.request.params.penalized]
         batch = StepBatch(
@@ -93,6 +97,7 @@ class BatchBuilder:
             history=history_of(penalized) if penalized else None,
             cleared=tuple(row.slot for row in penalized),
             prompt_logprobs=prompt_logprobs,
+            pooling=pooling,
         )
         self._fill_rows(batch, rows, follows=follows)
         if sampled is not rows or not shape.decode_only:

@@ -17,8 +17,10 @@ from drivetrain.config_files import load_generation_config
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.model_store import resolve_model
+from drivetrain.pooling import EMBEDDING_PARAMS, check_dimensions, check_embeds, embedding_of
 from drivetrain.sampling import SamplingParams
 from drivetrain.tokenizer import Tokenizer, load_tokenizer
+from drivetrain_plugins.contract.batch import Float32Array
 
 INLINE_CHARS = 16_384
 """Prompts longer than this are tokenized in a thread, so that other streams go on meanwhile."""
@@ -202,21 +204,83 @@ class Frontend:
             deadline_s=deadline_s,
         )
 
-    def completion_text(self, index: int, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> CompletionText:
-        """The text state of one completion of a prompt."""
-        return CompletionText(index, params, self.tokenizer, prompt_ids)
+    def embedding_request(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        *,
+        dimensions: int | None = None,
+        priority: int = 0,
+        salt: str = "",
+        deadline_s: float | None = None,
+    ) -> GenerateRequest:
+        """What goes to the engine for the embedding of a prompt, checked against its limits.
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[TextDelta], None]:
+        Raises:
+            PromptTooLong: the prompt does not fit into the context.
+            RequestError: no embeddings are served, or none of `dimensions` numbers.
+        """
+        info = self.info
+        check_embeds(info)
+        check_dimensions(dimensions, info.embedding_size, info.embedding_dimensions)
+        if len(prompt_ids) > info.max_model_len:
+            raise PromptTooLong(
+                f"the context has {info.max_model_len} tokens, the input has {len(prompt_ids)}; shorten it",
+                param="input",
+            )
+        return GenerateRequest(
+            request_id=request_id,
+            prompt_ids=prompt_ids,
+            params=EMBEDDING_PARAMS,
+            priority=priority,
+            salt=salt,
+            deadline_s=deadline_s,
+            embeds=True,
+        )
+
+    async def embed(self, request: GenerateRequest) -> tuple[Float32Array, int]:
+        """(the pooled vector, prompt tokens taken from the prefix cache) of a request of `embedding_request`.
+
+        Raises:
+            RequestFailed: the engine failed or aborted the request.
+            Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
+        """
+        engine = self.engine
+        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
+        async with aclosing(engine.generate(request)) as updates:
+            async for batch in updates:
+                for update in batch:
+                    if (vector := embedding_of(update)) is not None:
+                        return vector, update.num_cached_tokens
+        raise RequestFailed("the engine ended the stream of this request before its embedding came")
+
+    def completion_text(
+        self,
+        index: int,
+        params: SamplingParams,
+        prompt_ids: Sequence[int] = (),
+        *,
+        shown: frozenset[int] = frozenset(),
+    ) -> CompletionText:
+        """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
+        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
+
+    async def generate(
+        self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
+    ) -> AsyncGenerator[list[TextDelta], None]:
         """Stream the answer of a request as text: one delta a completion for all that is queued.
 
         Ends when every completion has finished. Closing it early aborts the request.
+
+        Args:
+            shown: special tokens that stay in the text whatever `skip_special_tokens` says.
 
         Raises:
             RequestFailed: the engine failed or aborted a completion.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
         engine = self.client
-        answer = AnswerText(self, request)
+        answer = AnswerText(self, request, shown=shown)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
                 if deltas := answer.push(batch):
@@ -240,6 +304,9 @@ class Frontend:
 class AnswerText:
     """The text of all completions of one request as updates arrive.
 
+    Args:
+        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+
     Attributes:
         completions: by index.
         num_live: completions that have not ended.
@@ -247,11 +314,13 @@ class AnswerText:
 
     __slots__ = ("_engine", "_request_id", "completions", "num_live")
 
-    def __init__(self, frontend: Frontend, request: GenerateRequest) -> None:
+    def __init__(self, frontend: Frontend, request: GenerateRequest, *, shown: frozenset[int] = frozenset()) -> None:
         self._engine = frontend.client
         self._request_id = request.request_id
         params = request.params
-        self.completions = [frontend.completion_text(index, params, request.prompt_ids) for index in range(params.n)]
+        self.completions = [
+            frontend.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)
+        ]
         self.num_live = params.n
 
     def push(self, updates: Sequence[Update]) -> list[TextDelta]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from array import array
 from dataclasses import dataclass, field
+from typing import Literal
 
 from drivetrain.kv.prefix_index import Block
 from drivetrain.sampling import SamplingParams
@@ -59,6 +60,8 @@ class Request:
     """64 bits; with the position it decides the noise of each draw."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """Token sequences that are never completed."""
+    pooling: Literal["last", "mean"] | None = None
+    """Ends with its prefill, in an embedding of these tokens' states."""
     parent: Request | None = None
     """The first of n completions of one prompt; this one takes the prompt's KV over from it. A parent computes
     `prompt_logprobs` for all of them."""

@@ -37,6 +37,8 @@ class ModelRunner(Executor):
     everything is one function of device buffers, which is recorded for the shapes that the device's policy names.
     """
 
+    pools = True
+
     def __init__(self, device: Device) -> None:
         self._device = device
 
@@ -126,18 +128,23 @@ class ModelRunner(Executor):
             source, destination = batch.page_copies.T.tolist()
             self._device.allocator.copy_pages(self._cache, source, destination)
         self._begin_counts(batch)
-        prompt: dict[str, torch.Tensor] = {}
+        aside: dict[str, torch.Tensor] = {}
         if batch.captured:
             outcome = self._execute_recorded(batch)
         else:
             outcome = self._execute_plainly(batch)
             if batch.prompt_logprobs is not None:
                 assert outcome.states is not None, "states of all tokens are kept for their scores"
-                prompt = self._score_prompt(outcome.states, batch.prompt_logprobs)
-        return FetchedStep(self._device.runtime.fetch(outcome.results | prompt), batch.num_samples)
+                aside = self._score_prompt(outcome.states, batch.prompt_logprobs)
+            if batch.pooling is not None:
+                assert outcome.states is not None, "states of all tokens are kept for their sums"
+                sums_PD = self._device.ops.pool(outcome.states, batch.pooling.spans)
+                aside["pooled"] = self._decoder.embedding(sums_PD)
+        return FetchedStep(self._device.runtime.fetch(outcome.results | aside), batch.num_samples)
 
     def _execute_plainly(self, batch: StepBatch) -> Outcome:
         self._stage(batch)
+        keep_all = batch.prompt_logprobs is not None or batch.pooling is not None
         layout = batch.layout
         shape = StepShape(
             rows=layout.rows,
@@ -146,7 +153,7 @@ class ModelRunner(Executor):
             decode_only=batch.decode_only,
             shared_groups=layout.shared_groups,
         )
-        return self._run(layout, shape, batch, batch.features, keep_all=batch.prompt_logprobs is not None)
+        return self._run(layout, shape, batch, batch.features, keep_all=keep_all)
 
     def _execute_recorded(self, batch: StepBatch) -> Outcome:
         """Replay the step, or record it if it is due, or run just what would be recorded."""

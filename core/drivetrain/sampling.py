@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from drivetrain.errors import RequestError
+from drivetrain.grammar import Grammar
 from drivetrain_plugins.contract.capabilities import SamplingFeature
 
 MAX_LOGPROBS = 20
@@ -64,6 +65,8 @@ class SamplingParams:
     """The same for the prompt's tokens."""
     bad_words: tuple[str, ...] = ()
     """Strings that are never generated (by their tokenizations)."""
+    grammar: Grammar | None = None
+    """What every answer must look like."""
     skip_special_tokens: bool = True
     detokenize: bool = True
     """False returns ids only, and forbids stop strings."""
@@ -145,6 +148,7 @@ def _needs(params: SamplingParams) -> list[tuple[SamplingFeature, str, str]]:
         (bool(params.logit_bias), "biases", "logit_bias", ""),
         (bool(params.bad_words), "biases", "bad_words", ""),
         (params.min_tokens > 0, "biases", "min_tokens", "0"),
+        (params.grammar is not None, "grammar", "grammar", ""),
         (params.logprobs is not None, "logprobs", "logprobs", ""),
         (params.prompt_logprobs is not None, "prompt_logprobs", "prompt_logprobs", ""),
     ]

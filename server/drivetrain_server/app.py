@@ -26,6 +26,7 @@ from drivetrain_server.pulse import STALL_S
 from drivetrain_server.routes.chat import ChatRoute
 from drivetrain_server.routes.completions import CompletionsRoute
 from drivetrain_server.routes.control import control_app, method_not_allowed
+from drivetrain_server.routes.embeddings import EmbeddingsRoute
 from drivetrain_server.routes.tokens import DetokenizeRoute, TokenizeRoute
 from drivetrain_server.service import Service
 
@@ -54,6 +55,7 @@ class Application:
         self._raw: dict[str, Endpoint] = {
             "/v1/chat/completions": ChatRoute(service),
             "/v1/completions": CompletionsRoute(service),
+            "/v1/embeddings": EmbeddingsRoute(service),
             "/tokenize": TokenizeRoute(service),
             "/detokenize": DetokenizeRoute(service),
         }

@@ -32,6 +32,7 @@ class Generation:
         requests: one a prompt, all with the same `params`.
         prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
         pieces: the text of single tokens, as JSON, of the `params`.
+        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
     """
 
@@ -44,6 +45,7 @@ class Generation:
         telemetry: Telemetry,
         pieces: JsonPieces,
         arrived: float,
+        shown: frozenset[int] = frozenset(),
         empty: bool = False,
     ) -> None:
         self.prompts = prompts
@@ -52,6 +54,7 @@ class Generation:
         self._requests = requests
         self._telemetry = telemetry
         self._pieces = pieces
+        self._shown = shown
         self._empty = empty
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
@@ -63,7 +66,7 @@ class Generation:
         Raises:
             DrivetrainError: as `Frontend.generate`; the other prompts are aborted.
         """
-        streams = [self._frontend.generate(request) for request in self._requests]
+        streams = [self._frontend.generate(request, shown=self._shown) for request in self._requests]
         if len(streams) == 1:
             async with aclosing(streams[0]) as deltas:
                 async for batch in deltas:
@@ -86,7 +89,7 @@ class Generation:
                 telemetry=self._telemetry,
                 last_token=self._last_token,
             )
-            await EventStream(self._frontend, self._requests[0], course).run()
+            await EventStream(self._frontend, self._requests[0], course, shown=self._shown).run()
         else:
             async with aclosing(self.batches()) as batches:
                 async for batch in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -29,6 +30,9 @@ INFO = EngineInfo(
     max_step_tokens=512,
     kv_bytes=1 << 20,
     weight_bytes=1 << 20,
+    pooling="mean",
+    embedding_size=8,
+    embedding_dimensions=None,
 )
 
 Script = Callable[[GenerateRequest, int], list[int]]
@@ -165,6 +169,9 @@ class FakeEngine:
         self.requests.append(request)
         if self.refuse is not None:
             raise self.refuse
+        if request.embeds:
+            yield [self._embedded(request)]
+            return
         scripts = [self._limited(request, index) for index in range(request.params.n)]
         live = self._live[request.request_id] = set(range(request.params.n))
         complete = False
@@ -189,6 +196,18 @@ class FakeEngine:
                 self.aborted.append(request.request_id)
                 self.abort_seen.set()
             del self._live[request.request_id]
+
+    def _embedded(self, request: GenerateRequest) -> Update:
+        """Its numbers are the first eight token ids of the prompt, then zeros."""
+        if self.fail_at is not None:
+            return Update(request_id=request.request_id, finish_reason="error", error="page 7 was lost")
+        numbers = (request.prompt_ids + [0] * 8)[:8]
+        return Update(
+            request_id=request.request_id,
+            finish_reason="stop",
+            num_cached_tokens=self.cached,
+            embedding=struct.pack("<8f", *numbers),
+        )
 
     async def _wait(self, at: int) -> None:
         if self.gate_at is not None and at >= self.gate_at:

@@ -23,6 +23,7 @@ STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
+POST /v1/embeddings
 GET  /v1/models             GET  /v1/models/{{id}}
 POST /tokenize              POST /detokenize
 GET  /health                GET  /ready

@@ -31,6 +31,7 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
+        shown: special tokens that stay in the text, because the shape reads them.
     """
 
     prompts: Sequence[PromptRun]
@@ -38,6 +39,7 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
+    shown: frozenset[int] = frozenset()
 
 
 class GenerateRoute(ABC):
@@ -130,4 +132,5 @@ class GenerateRoute(ABC):
             pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
             empty=plan.empty,
+            shown=plan.shown,
         )
