@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
-HISTORY = 60
-BAR_CELLS = 32
+HISTORY = 40
+BAR_CELLS = 20
 STATUS_COLORS = {"ready": "green", "starting": "yellow", "not ready": "red"}
 
 
@@ -40,8 +40,8 @@ def screen(url: str, now: Figures, history: History) -> RenderableType:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True, min_width=15)
+    table.add_column(justify="right", no_wrap=True, min_width=9)
     table.add_column(no_wrap=True)
     waiting = f"[yellow]{now.waiting:,} waiting[/yellow]" if now.waiting else "[dim]none waiting[/dim]"
     table.add_row("running", f"[bold]{now.running:,}[/bold]", f"{sparks(history.running)}  {waiting}")
