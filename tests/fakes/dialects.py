@@ -17,7 +17,8 @@ QWEN3 = """
 {{ message.role }}: {{ message.content }}
 {%- if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif -%}
 {%- for call in message.tool_calls or [] %}
-{%- set call = call.function %}<tool_call>{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}</tool_call>{% endfor -%}
+{%- set call = call.function %}<tool_call>{"name": "{{ call.name }}",
+{{- " " }}"arguments": {{ call.arguments | tojson }}}</tool_call>{% endfor -%}
 {%- if message.role == "tool" %} ({{ message.tool_call_id }}){% endif %}
 {% endfor -%}
 {%- if add_generation_prompt %}assistant: {% if enable_thinking is defined and not enable_thinking %}<think>
