@@ -131,7 +131,7 @@ def test_calls_and_results_of_earlier_turns_reach_the_template(server: RunningSe
     ]
     ask(client, messages=turns)
     assert prompt_of(server).endswith(
-        'user: Hi\nassistant: <think>Hm.</think><tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call>'
+        'user: Hiassistant: <think>Hm.</think><tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call>'
         "tool: 12:00 (c1)assistant: "
     )
 
