@@ -15,9 +15,9 @@ import torch
 
 from drivetrain_cuda.backend import CudaBackend
 from drivetrain_cuda.device import CudaDevice
-from drivetrain_cuda.runtime import CudaRuntime
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits
+from drivetrain_triton.device.runtime import StreamRuntime
 
 LLAMA_8B = KVSpec(layers=(KVLayerSpec(num_kv_heads=8, head_dim=128),) * 32, dtype="bfloat16", page_size=64)
 
@@ -89,7 +89,7 @@ def waits(device: CudaDevice) -> None:
     """From the end of the device's work to the host's return, and what a processor did meanwhile."""
     x = torch.zeros(512, dtype=torch.int32, device=device.torch_device)
     for spin_s in (0.0, 20e-6, 1.0):
-        runtime = CudaRuntime(device.torch_device, spin_s=spin_s)
+        runtime = StreamRuntime(device.torch_device, device.signs, spin_s=spin_s)
         lags: list[float] = []
         busy = 0.0
         for _ in range(100):

@@ -25,7 +25,6 @@ from types import SimpleNamespace
 
 import torch
 
-from drivetrain_cuda import attention_plan
 from drivetrain_cuda.attention import CudaAttention
 from drivetrain_cuda.tables.decode import DECODE_CONFIGS, DecodeConfig
 from drivetrain_plugins.contract import reference
@@ -33,6 +32,7 @@ from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, R
 from drivetrain_plugins.contract.model import AttentionSpec, NormSpec, QKNormSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.attention import plan as attention_plan
 from drivetrain_triton.launch import compile_all, recording
 
 PAGE = 64

@@ -26,12 +26,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from drivetrain_cuda.kernels.prefill import plan_prefill, prefill_attention
-from drivetrain_cuda.kernels.prefill_plan import PrefillPlan
 from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
 from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.attention.prefill_plan import PrefillPlan
 from drivetrain_triton.launch import compile_all, recording
 
 HEADS = ((32, 8, 128), (16, 8, 128))

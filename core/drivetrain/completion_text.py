@@ -64,6 +64,7 @@ class CompletionText:
         index: which completion of the request.
         params: decides on stop strings, end tokens in the text, and log-probabilities.
         prompt_ids: what the completion goes on from; a character cut in two by the border is put together.
+        shown: special tokens that stay in the text whatever `params.skip_special_tokens` says.
     """
 
     __slots__ = (
@@ -80,7 +81,13 @@ class CompletionText:
     )
 
     def __init__(
-        self, index: int, params: SamplingParams, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()
+        self,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        *,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -88,7 +95,7 @@ class CompletionText:
         self.stop_reason: int | str | None = None
         self._params = params
         self._tokenizer = tokenizer
-        self._pieces = tokenizer.visible_pieces if params.skip_special_tokens else tokenizer.pieces
+        self._pieces = tokenizer.pieces_showing(shown) if params.skip_special_tokens else tokenizer.pieces
         self._num_chars = 0
         self._prompt_ids: Sequence[int] | None = None
         stops = params.stop
@@ -162,5 +169,5 @@ class CompletionText:
             prompt_ids,
             stops,
             include_stop=params.include_stop_str_in_output,
-            skip_special=params.skip_special_tokens,
+            pieces=self._pieces,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -108,7 +108,7 @@ class Detokenizer:
             prompt keeps its leading space.
         stop: strings that end the answer; the one completed first wins, of several completed at once the longest.
         include_stop: leave the stop string in the text.
-        skip_special: special tokens add no text.
+        pieces: what each token adds to the text; by default special tokens add nothing.
     """
 
     __slots__ = ("_at_start", "_automaton", "_decoder", "_held", "_include_stop", "_pieces", "_state", "_stopped")
@@ -119,9 +119,9 @@ class Detokenizer:
         prompt_ids: Sequence[int] = (),
         stop: Sequence[str] = (),
         include_stop: bool = False,
-        skip_special: bool = True,
+        pieces: Mapping[int, bytes] | None = None,
     ) -> None:
-        self._pieces = tokenizer.visible_pieces if skip_special else tokenizer.pieces
+        self._pieces = tokenizer.visible_pieces if pieces is None else pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pending = _incomplete_end(b"".join([self._pieces[id] for id in prompt_ids[-_MAX_CHARACTER_BYTES:]]))
         self._decoder.decode(pending)

@@ -196,14 +196,26 @@ class Frontend:
             deadline_s=deadline_s,
         )
 
-    def completion_text(self, index: int, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> CompletionText:
-        """The text state of one completion of a prompt."""
-        return CompletionText(index, params, self.tokenizer, prompt_ids)
+    def completion_text(
+        self,
+        index: int,
+        params: SamplingParams,
+        prompt_ids: Sequence[int] = (),
+        *,
+        shown: frozenset[int] = frozenset(),
+    ) -> CompletionText:
+        """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
+        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[TextDelta], None]:
+    async def generate(
+        self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
+    ) -> AsyncGenerator[list[TextDelta], None]:
         """Stream the answer of a request as text: one delta a completion for all that is queued.
 
         Ends when every completion has finished. Closing it early aborts the request.
+
+        Args:
+            shown: special tokens that stay in the text whatever `skip_special_tokens` says.
 
         Raises:
             RequestFailed: the engine failed or aborted a completion.
@@ -212,7 +224,7 @@ class Frontend:
         params = request.params
         engine = self.engine
         assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
-        texts = [self.completion_text(index, params, request.prompt_ids) for index in range(params.n)]
+        texts = [self.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)]
         live = params.n
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:

@@ -30,6 +30,7 @@ class Generation:
     Args:
         requests: one a prompt, all with the same `params`.
         prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
+        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
     """
 
@@ -41,6 +42,7 @@ class Generation:
         *,
         telemetry: Telemetry,
         arrived: float,
+        shown: frozenset[int] = frozenset(),
         empty: bool = False,
     ) -> None:
         self.prompts = prompts
@@ -48,6 +50,7 @@ class Generation:
         self._frontend = frontend
         self._requests = requests
         self._telemetry = telemetry
+        self._shown = shown
         self._empty = empty
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
@@ -59,7 +62,7 @@ class Generation:
         Raises:
             DrivetrainError: as `Frontend.generate`; the other prompts are aborted.
         """
-        streams = [self._frontend.generate(request) for request in self._requests]
+        streams = [self._frontend.generate(request, shown=self._shown) for request in self._requests]
         if len(streams) == 1:
             async with aclosing(streams[0]) as deltas:
                 async for batch in deltas:

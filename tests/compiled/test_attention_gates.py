@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from drivetrain_cuda.attention import CudaAttention, _DecodeOnly, _meta, _meta_inputs, _meta_layer, decode_variants
+from drivetrain_cuda.attention import CudaAttention, DecodeOnly, decode_variants
 from drivetrain_cuda.tables.decode import DECODE_CONFIGS, decode_config
 from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.executor import ExecutorLimits
@@ -23,6 +23,7 @@ from drivetrain_plugins.contract.model import (
 )
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.attention.variants import meta, meta_inputs, meta_layer
 from drivetrain_triton.cross_compile import compile_variant
 from drivetrain_triton.launch import Variant, recording
 
@@ -47,13 +48,13 @@ def mixer(heads: int, kv_heads: int, size: int, **more: object) -> AttentionSpec
 def variants(part: str, spec: AttentionSpec, item_bytes: int, shape: StepShape, page: int = 64) -> list[Variant]:
     """What a layer launches in a step, planning left out."""
     dtype = torch.float32 if item_bytes == 4 else torch.bfloat16
-    pages = _meta(2, page, spec.num_kv_heads, spec.head_dim, dtype=STORED[item_bytes])
+    pages = meta(2, page, spec.num_kv_heads, spec.head_dim, dtype=STORED[item_bytes])
     cache = SimpleNamespace(spec=SimpleNamespace(page_size=page), k=[pages], v=[pages])
-    attention = _DecodeOnly(arch=part, num_processors=132, pdl=part not in ("sm_80",))
+    attention = DecodeOnly(arch=part, num_processors=132, pdl=part not in ("sm_80",))
     with recording() as recorded:
-        plan = attention.plan(_meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
+        plan = attention.plan(meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
         width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-        attention.attention(_meta(shape.tokens, width, dtype=dtype), _meta_layer(spec, dtype), cache, plan)  # type: ignore[arg-type]
+        attention.attention(meta(shape.tokens, width, dtype=dtype), meta_layer(spec, dtype), cache, plan)  # type: ignore[arg-type]
     return [variant for variant in recorded if variant.kernel.__name__ != "plan_kernel"]
 
 
@@ -115,15 +116,15 @@ def test_steps_with_chunks(part: str, item_bytes: int) -> None:
 @pytest.mark.parametrize("part", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("rows", [1, 300, 1024])
 def test_planning(part: str, rows: int) -> None:
-    attention = _DecodeOnly(arch=part, num_processors=132, pdl=part == "sm_90")
+    attention = DecodeOnly(arch=part, num_processors=132, pdl=part == "sm_90")
     shape = StepShape(rows=rows, tokens=rows, pages=1, decode_only=True, shared_groups=8)
     spec = mixer(32, 8, 128)
-    pages = _meta(2, 64, 8, 128, dtype=torch.bfloat16)
+    pages = meta(2, 64, 8, 128, dtype=torch.bfloat16)
     cache = SimpleNamespace(spec=SimpleNamespace(page_size=64), k=[pages], v=[pages])
     with recording() as recorded:
-        plan = attention.plan(_meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
-        qkv_TX = _meta(rows, 48 * 128, dtype=torch.bfloat16)
-        attention.attention(qkv_TX, _meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
+        plan = attention.plan(meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
+        qkv_TX = meta(rows, 48 * 128, dtype=torch.bfloat16)
+        attention.attention(qkv_TX, meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
     assert recorded[0].kernel.__name__ == "plan_kernel"
     check(part, recorded[0], None)
 
@@ -167,18 +168,18 @@ def test_whatever_a_step_launches_was_listed(rows: int, decode_only: bool) -> No
     specs = (mixer(8, 2, 64), mixer(8, 2, 64, window=100), mixer(4, 4, 80))
     arch = GpuArch(name="sm_90", num_processors=132, shared_bytes=227 << 10, pdl=True)
     listed = {variant.key for variant in decode_variants(model(*specs), limits, arch)}
-    attention = _DecodeOnly(arch="sm_90", num_processors=132, pdl=True)
+    attention = DecodeOnly(arch="sm_90", num_processors=132, pdl=True)
     for shared_groups in (0, 8):
         tokens = rows if decode_only else rows + 3
         shape = StepShape(rows=rows, tokens=tokens, pages=9, decode_only=decode_only, shared_groups=shared_groups)
         for spec in specs:
-            pages = _meta(77, 64, spec.num_kv_heads, spec.head_dim, dtype=torch.float8_e4m3fn)
+            pages = meta(77, 64, spec.num_kv_heads, spec.head_dim, dtype=torch.float8_e4m3fn)
             cache = SimpleNamespace(spec=SimpleNamespace(page_size=64), k=[pages], v=[pages])
             width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
             with recording() as launched:
-                plan = attention.plan(_meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
-                qkv_TX = _meta(shape.tokens, width, dtype=torch.bfloat16)
-                attention.attention(qkv_TX, _meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
+                plan = attention.plan(meta_inputs(shape, 64), shape, None, cache)  # type: ignore[arg-type]
+                qkv_TX = meta(shape.tokens, width, dtype=torch.bfloat16)
+                attention.attention(qkv_TX, meta_layer(spec, torch.bfloat16), cache, plan)  # type: ignore[arg-type]
             assert launched and {variant.key for variant in launched} <= listed
 
 

@@ -7,8 +7,8 @@ import mmap
 
 import torch
 
-from drivetrain_cuda.device_memory import DeviceMemory
-from drivetrain_cuda.virtual_memory import DriverError
+from drivetrain_triton.device.memory import DeviceMemory
+from drivetrain_triton.device.virtual_memory import DriverError
 
 GRANULARITY = 1 << 16
 POISON = b"\xff" * 256

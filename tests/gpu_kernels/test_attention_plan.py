@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from drivetrain_cuda.attention_plan import UNIT, DecodeWork, Geometry, make_decode_work
-from drivetrain_cuda.kernels.work import (
+from drivetrain_cuda.tables.decode import DecodeConfig
+from drivetrain_triton.attention.plan import UNIT, DecodeWork, Geometry, make_decode_work
+from drivetrain_triton.attention.work import (
     ALL_PARTS,
     BLOCK_FIRST,
     BLOCK_LAST,
@@ -26,7 +27,6 @@ from drivetrain_cuda.kernels.work import (
     SLOT,
     TOKEN,
 )
-from drivetrain_cuda.tables.decode import DecodeConfig
 
 GEOMETRY = Geometry(num_heads=8, num_kv_heads=2, head_dim=64, window=None, exact=False)
 PROCESSORS, PROGRAMS, PAGE, COLUMNS = 132, 3, 64, 4096

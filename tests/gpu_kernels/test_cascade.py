@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from decode_case import DTYPES, GATES, DecodeCase, attention, head_norm, make_layer, relative_l2, rotary, spec
-from drivetrain_cuda import attention_plan
 from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.model import QKNormSpec
+from drivetrain_triton.attention import plan as attention_plan
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,10 @@ from decode_case import (
     rotary,
     spec,
 )
-from drivetrain_cuda import attention_plan
 from drivetrain_cuda.attention import CudaAttention
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.model import NormSpec, QKNormSpec
+from drivetrain_triton.attention import plan as attention_plan
 
 
 def check(case: DecodeCase, using: CudaAttention | None = None) -> torch.Tensor:

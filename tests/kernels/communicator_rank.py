@@ -55,9 +55,10 @@ def every_collective(group: Communicator, device: torch.device) -> None:
 
 def recorded_collectives(group: Communicator, device: torch.device) -> None:
     """Collectives in a graph, replayed with eager ones in between."""
-    from drivetrain_cuda.runtime import CudaRuntime
+    from drivetrain_cuda.faults import CUDA_FAULTS
+    from drivetrain_triton.device.runtime import StreamRuntime
 
-    runtime = CudaRuntime(device)
+    runtime = StreamRuntime(device, CUDA_FAULTS)
     x = torch.zeros(64, device=device)
     gathered = torch.zeros(128, device=device)
 
@@ -80,8 +81,8 @@ def meet(kind: str, info: RankInfo) -> tuple[Communicator, torch.device]:
         from drivetrain_cpu.communicator import GlooCommunicator
 
         return GlooCommunicator(info), torch.device("cpu")
-    from drivetrain_cuda.communicator import NcclCommunicator
     from drivetrain_cuda.plugin import drivetrain_backends
+    from drivetrain_triton.device.communicator import NcclCommunicator
 
     os.environ.update(drivetrain_backends()[0].environment)
     device = torch.device("cuda", info.rank)
@@ -92,11 +93,12 @@ def meet(kind: str, info: RankInfo) -> tuple[Communicator, torch.device]:
 def wait_for(group: Communicator, device: torch.device) -> None:
     """Wait for the device as the runtime does, under the group's time limit."""
     if device.type == "cuda":
-        from drivetrain_cuda.communicator import NcclCommunicator
-        from drivetrain_cuda.runtime import CudaRuntime
+        from drivetrain_cuda.faults import CUDA_FAULTS
+        from drivetrain_triton.device.communicator import NcclCommunicator
+        from drivetrain_triton.device.runtime import StreamRuntime
 
         assert isinstance(group, NcclCommunicator)
-        CudaRuntime(device, watch=group).synchronize()
+        StreamRuntime(device, CUDA_FAULTS, watch=group).synchronize()
 
 
 def main() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from drivetrain_cuda.allocator import SAFETY_BYTES, CudaAllocator, MemorySource
-from drivetrain_cuda.cache import CudaCache
-from drivetrain_cuda.device_memory import DeviceMemory
-from drivetrain_cuda.virtual_memory import CHUNK_BYTES, Arena, DriverError
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits
 from drivetrain_plugins.errors import OutOfMemory
+from drivetrain_triton.device.allocator import SAFETY_BYTES, GpuAllocator, MemorySource
+from drivetrain_triton.device.cache import ArenaCache
+from drivetrain_triton.device.memory import DeviceMemory
+from drivetrain_triton.device.virtual_memory import CHUNK_BYTES, Arena, DriverError
 from fakes.memory_driver import GRANULARITY, FakeMemoryDriver
 
 KV = KVSpec(
@@ -38,12 +39,10 @@ class Machine:
         self.others = others
         self.context = self.allocated = self.cached = 0
         self.synchronized = 0
-        self.allocator = CudaAllocator(
+        self.allocator = GpuAllocator(
             torch.device("cpu"),
-            self.driver,
-            MemorySource(
-                measure=self.measure, tensor_at=self.driver.tensor_at, synchronize=self.synchronize, others=others
-            ),
+            partial(ArenaCache, driver=self.driver, tensor_at=self.driver.tensor_at),
+            MemorySource(measure=self.measure, synchronize=self.synchronize, others=others),
         )
 
     def measure(self) -> DeviceMemory:
@@ -55,17 +54,17 @@ class Machine:
     def synchronize(self) -> None:
         self.synchronized += 1
 
-    def committed(self, num_pages: int, spec: KVSpec = KV) -> CudaCache:
+    def committed(self, num_pages: int, spec: KVSpec = KV) -> ArenaCache:
         cache = self.allocator.reserve(spec, MemoryLimits(kv_bytes=num_pages * spec.page_bytes))
         self.allocator.commit(cache, num_pages)
         return cache
 
 
-def tensors(cache: CudaCache) -> list[torch.Tensor]:
+def tensors(cache: ArenaCache) -> list[torch.Tensor]:
     return [*cache.k, *cache.v]
 
 
-def fill(cache: CudaCache) -> list[torch.Tensor]:
+def fill(cache: ArenaCache) -> list[torch.Tensor]:
     """Random content in every committed page; returns copies of it."""
     for x in tensors(cache):
         x[: cache.num_pages].copy_(torch.randn(x[: cache.num_pages].shape))
@@ -250,7 +249,7 @@ def test_exported_pages_come_back_into_other_pages() -> None:
         assert not x[[0, 1, 3, 5, 6, 7]].any()
 
 
-def plan_of(machine: Machine, limits: MemoryLimits) -> tuple[CudaCache, dict[str, int], int]:
+def plan_of(machine: Machine, limits: MemoryLimits) -> tuple[ArenaCache, dict[str, int], int]:
     """Reserve, then use memory as weights and recorded steps do, then plan."""
     cache = machine.allocator.reserve(KV, limits)
     machine.context, machine.allocated, machine.cached = 300 << 20, 2 * GIB, 100 << 20

@@ -181,7 +181,7 @@ def answers(folder: Path, backend: str, **settings: object) -> list[list[int]]:
 def test_a_model_answers_as_on_the_processor_and_every_kernel_was_compiled_ahead(tmp_path: Path, graphs: bool) -> None:
     from triton import knobs
 
-    from drivetrain_cuda.compilation import SPECIAL_KERNELS
+    from drivetrain_triton.device.compilation import SPECIAL_KERNELS
 
     folder = write_tiny_model(tmp_path / "tiny")
     late: list[str] = []

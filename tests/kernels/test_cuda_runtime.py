@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from drivetrain_cuda.backend import CudaBackend
-from drivetrain_cuda.communicator import NcclCommunicator
-from drivetrain_cuda.faults import classify
+from drivetrain_cuda.faults import CUDA_FAULTS
 from drivetrain_cuda.options import CudaOptions
-from drivetrain_cuda.runtime import Waiter
-from drivetrain_cuda.shapes import row_buckets, shape_policy
-from drivetrain_cuda.upload import pieces
-from drivetrain_cuda.virtual_memory import DriverError
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.errors import BackendError, CommunicatorError, DeviceLost, OutOfMemory
+from drivetrain_triton.device.communicator import NcclCommunicator
+from drivetrain_triton.device.faults import classify
+from drivetrain_triton.device.runtime import Waiter
+from drivetrain_triton.device.shapes import row_buckets, shape_policy
+from drivetrain_triton.device.upload import pieces
+from drivetrain_triton.device.virtual_memory import DriverError
 
 CPU = torch.device("cpu")
 
@@ -70,7 +71,7 @@ class Limit:
 
 def waited(event: Any, **arguments: Any) -> float:
     begin = time.perf_counter()
-    Waiter(CPU, arguments.get("spin_s", 0.0), arguments.get("watch"))(event)
+    Waiter(CPU, CUDA_FAULTS, arguments.get("spin_s", 0.0), arguments.get("watch"))(event)
     return time.perf_counter() - begin
 
 
@@ -121,7 +122,7 @@ def test_an_error_of_the_device_reaches_who_waits_in_its_meaning() -> None:
     ids=str,
 )
 def test_errors_are_told_apart(error: Exception, meaning: type[Exception] | None) -> None:
-    found = classify(error, CPU)
+    found = classify(error, CPU, CUDA_FAULTS)
     assert type(found) is (type(None) if meaning is None else meaning)
 
 
@@ -130,7 +131,9 @@ def test_an_error_after_which_nothing_works_is_a_lost_device(monkeypatch: pytest
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
-    found = classify(RuntimeError("Triton Error [CUDA]: unspecified launch failure"), torch.device("cuda", 0))
+    found = classify(
+        RuntimeError("Triton Error [CUDA]: unspecified launch failure"), torch.device("cuda", 0), CUDA_FAULTS
+    )
     assert isinstance(found, DeviceLost)
     assert str(found).startswith(
         "cuda:0 no longer answers (CUDA error: an illegal memory access was encountered); first seen as: Triton Error"

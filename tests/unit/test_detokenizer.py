@@ -50,7 +50,7 @@ def naive_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
 def test_any_chunking_gives_the_whole_text(kind: str, data: st.DataObject, skip_special: bool, cuts: list[int]) -> None:
     tok = tokenizer(kind)
     ids = data.draw(st.lists(st.integers(0, tok.vocab_size + 3), max_size=40))
-    detokenizer = Detokenizer(tok, skip_special=skip_special)
+    detokenizer = Detokenizer(tok, pieces=tok.visible_pieces if skip_special else tok.pieces)
     text = "".join(detokenizer.push(chunk).text for chunk in chunks(ids, cuts)) + detokenizer.finish()
     assert text == tok.decode(ids, skip_special)
 
@@ -60,7 +60,7 @@ def test_any_chunking_gives_the_whole_text(kind: str, data: st.DataObject, skip_
 def test_no_broken_character_appears_while_streaming(kind: str, text: str) -> None:
     text = text.replace("\ufffd", "")
     tok = tokenizer(kind)
-    detokenizer = Detokenizer(tok, skip_special=False)
+    detokenizer = Detokenizer(tok, pieces=tok.pieces)
     deltas = [detokenizer.push([token]).text for token in tok.encode(text, add_special_tokens=False)]
     assert not any("\ufffd" in delta for delta in deltas)
     assert "".join(deltas) == text
@@ -143,7 +143,7 @@ def test_prompt_and_answer_join_at_every_token(text: str) -> None:
     ids = tok.encode(text)
     for cut in range(len(ids)):
         complete = tok.decode(ids[:cut], False).rstrip("\ufffd")
-        answer = Detokenizer(tok, ids[:cut], skip_special=False)
+        answer = Detokenizer(tok, ids[:cut], pieces=tok.pieces)
         assert complete + answer.push(ids[cut:]).text + answer.finish() == text
 
 

@@ -63,11 +63,20 @@ class Tokenizer:
         """Token id to bytes, special tokens as their text."""
         self.visible_pieces = PieceTable(backend, self._decoding, self.special_ids)
         """Token id to bytes, special tokens as nothing."""
+        self._showing: dict[frozenset[int], PieceTable] = {frozenset(): self.visible_pieces}
         highest = max(self.added_tokens, default=-1) + 1
         self.vocab_size: int = max(backend.get_vocab_size(with_added_tokens=True), highest, parts.num_tokens)
         """One more than the highest id that has a token; a model's own vocabulary may be padded beyond it."""
         bos = parts.special_tokens.get("bos_token")
         self.bos_id: int | None = None if bos is None else backend.token_to_id(bos)
+
+    def pieces_showing(self, shown: frozenset[int]) -> PieceTable:
+        """Token id to bytes, special tokens as nothing but for those of `shown`. Tables are kept: let sets be few."""
+        table = self._showing.get(shown)
+        if table is None:
+            table = PieceTable(self._backend, self._decoding, self.special_ids - shown)
+            self._showing[shown] = table
+        return table
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:

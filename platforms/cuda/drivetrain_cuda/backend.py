@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from drivetrain_cuda.device_memory import used_before_opening
 from drivetrain_cuda.driver import device_uuid
+from drivetrain_cuda.nvml import used_before_opening
 from drivetrain_cuda.options import CudaOptions
 from drivetrain_plugins.contract.backend import Backend, RankInfo
 from drivetrain_plugins.errors import BackendError

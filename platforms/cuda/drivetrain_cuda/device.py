@@ -6,36 +6,36 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
-from drivetrain_cuda.allocator import CudaAllocator, MemorySource
 from drivetrain_cuda.attention import CudaAttention
-from drivetrain_cuda.communicator import NcclCommunicator
-from drivetrain_cuda.compilation import Compiling
-from drivetrain_cuda.device_memory import device_memory, tensor_at
 from drivetrain_cuda.driver import CudaMemoryDriver
-from drivetrain_cuda.faults import classify
+from drivetrain_cuda.faults import CUDA_FAULTS
 from drivetrain_cuda.gaps import kernel_gaps
 from drivetrain_cuda.options import CudaOptions
-from drivetrain_cuda.runtime import CudaRuntime
-from drivetrain_cuda.shapes import shape_policy
-from drivetrain_plugins.contract.backend import Device, RankInfo
+from drivetrain_cuda.variants import kernel_variants
+from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.capabilities import Capabilities
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
-from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
+from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
-from drivetrain_plugins.contract.shapes import ShapePolicy
-from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
+from drivetrain_triton.device.allocator import GpuAllocator, MemorySource
+from drivetrain_triton.device.cache import ArenaCache
+from drivetrain_triton.device.communicator import NcclCommunicator
+from drivetrain_triton.device.gpu_device import GpuDevice
+from drivetrain_triton.device.memory import device_memory, tensor_at
+from drivetrain_triton.device.runtime import StreamRuntime
+from drivetrain_triton.launch import Variant
 from drivetrain_triton.ops import TritonOps
 
 PDL_CAPABILITY = (9, 0)
 FP8_CAPABILITY = (8, 9)
 
 
-class CudaDevice(Device):
+class CudaDevice(GpuDevice):
     """One GPU, as one rank sees it.
 
     Args:
@@ -43,6 +43,7 @@ class CudaDevice(Device):
     """
 
     communicator: Communicator
+    signs = CUDA_FAULTS
 
     def __init__(self, rank: RankInfo, options: CudaOptions, *, others: int) -> None:
         self.torch_device = device = torch.device("cuda", rank.local_rank)
@@ -53,13 +54,15 @@ class CudaDevice(Device):
         watch = None
         if rank.world > 1:
             self.communicator = watch = NcclCommunicator(rank, device)
-        self.runtime = CudaRuntime(device, watch=watch)
-        self.allocator = self._allocator = CudaAllocator(
+        self.runtime = self._runtime = StreamRuntime(device, CUDA_FAULTS, watch=watch)
+        make_cache = functools.partial(
+            ArenaCache, driver=CudaMemoryDriver(rank.local_rank), tensor_at=functools.partial(tensor_at, device)
+        )
+        self.allocator = self._allocator = GpuAllocator(
             device,
-            CudaMemoryDriver(rank.local_rank),
+            make_cache,
             MemorySource(
                 measure=functools.partial(device_memory, device),
-                tensor_at=functools.partial(tensor_at, device),
                 synchronize=self.runtime.synchronize,
                 others=others,
             ),
@@ -71,30 +74,13 @@ class CudaDevice(Device):
             batch_invariant=options.batch_invariant,
         )
         self.ops = TritonOps(arch)
-        self._compiling: Compiling | None = None
-
-    def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
-        return shape_policy(limits, graphs=self._options.graphs)
 
     def unsupported(self, spec: DecoderSpec, limits: ExecutorLimits) -> list[str]:
         gaps = kernel_gaps(limits, self.arch.name, batch_invariant=self._options.batch_invariant)
         return super().unsupported(spec, limits) + gaps
 
-    def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
-        self._compiling = Compiling(spec, limits, self.arch, progress)
-        return self._compiling.wait
-
-    def prepare_more(self) -> bool:
-        return self._compiling is not None and self._compiling.one_more()
-
-    def classify(self, error: Exception) -> BackendError | None:
-        return classify(error, self.torch_device)
-
-    def close(self) -> None:
-        self._allocator.close()
-        self.runtime.close()
-        self.communicator.close()
-        torch.cuda.empty_cache()
+    def kernel_variants(self, spec: DecoderSpec, limits: ExecutorLimits) -> Sequence[Variant]:
+        return kernel_variants(spec, limits, self.arch)
 
 
 def gpu_arch(device: torch.device) -> GpuArch:

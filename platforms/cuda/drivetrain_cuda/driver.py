@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from drivetrain_cuda.virtual_memory import DriverError
 from drivetrain_plugins.errors import BackendError
+from drivetrain_triton.device.virtual_memory import DriverError
 
 
 def bindings() -> Any:

@@ -37,6 +37,15 @@ def memory_in_use() -> dict[str, MemoryInUse]:
         pynvml.nvmlShutdown()
 
 
+def used_before_opening(uuid: str) -> int:
+    """Bytes that others use on a device, by NVML; to be asked before this process makes a context there.
+
+    0 where NVML cannot say: then others' memory is counted with this process's own, which errs on the safe side.
+    """
+    found = memory_in_use().get(uuid)
+    return found.used if found else 0
+
+
 def _memory(pynvml: object, handle: object) -> MemoryInUse:
     # The second version leaves out what the driver keeps for itself, as CUDA does.
     found = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)  # pyright: ignore[reportAttributeAccessIssue]

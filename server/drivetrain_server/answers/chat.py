@@ -9,6 +9,18 @@ import orjson
 from drivetrain.completion_text import TextDelta
 from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, usage_of
 from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs, prompt_logprobs
+from drivetrain_server.answers.turn import (
+    ContentDelta,
+    Event,
+    Finish,
+    Message,
+    ReasoningDelta,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallBegin,
+    ToolCallEnd,
+    Turns,
+)
 
 CHUNK = "chat.completion.chunk"
 
@@ -19,27 +31,34 @@ class ChatShape:
     Events are spliced from bytes made once: only text and usage are rendered a token.
 
     Args:
+        turns: how choices are read.
         num_logprobs: alternatives a token, None for no log-probabilities.
         token_ids: tell the token ids too.
+        reasoning: tell the reasoning too.
     """
 
     def __init__(
         self,
         envelope: Envelope,
         spell: TokenSpeller,
+        turns: Turns,
         *,
         num_logprobs: int | None,
         token_ids: bool,
+        reasoning: bool = True,
         role: str = "assistant",
     ) -> None:
         self._envelope = envelope
         self._spell = spell
+        self._turns = turns
         self._num_logprobs = num_logprobs
         self._token_ids = token_ids
+        self._reasoning = reasoning
         self._role = role
         self._head = envelope.event_head(CHUNK)
         self._heads: dict[int, bytes] = {}
-        self._plain = num_logprobs is None and not token_ids
+        self._bare = num_logprobs is None and not token_ids
+        self._plain = self._bare and turns.plain
 
     def opening(self, choice: int, prompt: PromptRun, usage: bytes) -> bytes:
         delta = {"role": self._role, "content": ""}
@@ -52,28 +71,10 @@ class ChatShape:
         return b"".join(parts) + usage + extra + b"}\n\n"
 
     def chunk(self, choice: int, delta: TextDelta, usage: bytes) -> bytes:
-        head = self._choice_head(choice)
-        events = b""
         if self._plain:
-            if delta.text:
-                text = orjson.dumps(delta.text)
-                events = b'%b{"content":%b},"logprobs":null,"finish_reason":null}]%b}\n\n' % (head, text, usage)
-        elif delta.token_ids or delta.text:
-            events = b'%b{"content":%b},"logprobs":%b,"finish_reason":null%b}]%b}\n\n' % (
-                head,
-                orjson.dumps(delta.text),
-                self._logprobs(delta),
-                b',"token_ids":' + orjson.dumps(delta.token_ids) if self._token_ids else b"",
-                usage,
-            )
-        if delta.finish_reason is not None:
-            events += b'%b{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]%b}\n\n' % (
-                head,
-                orjson.dumps(delta.finish_reason),
-                orjson.dumps(delta.stop_reason),
-                usage,
-            )
-        return events
+            return self._plain_chunk(choice, delta, usage)
+        events = self._turns.push(choice, delta)
+        return b"".join([self._event(choice, event, usage) for event in events])
 
     def usage(self, usage: dict[str, object]) -> bytes:
         return self._envelope.usage_event(CHUNK, usage)
@@ -89,35 +90,91 @@ class ChatShape:
             body["prompt_logprobs"] = prompt_logprobs(prompt.logprobs, self._spell)
         return orjson.dumps(body)
 
+    def _plain_chunk(self, choice: int, delta: TextDelta, usage: bytes) -> bytes:
+        head = self._choice_head(choice)
+        events = b""
+        if delta.text:
+            text = orjson.dumps(delta.text)
+            events = b'%b{"content":%b},"logprobs":null,"finish_reason":null}]%b}\n\n' % (head, text, usage)
+        if delta.finish_reason is not None:
+            events += b'%b{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]%b}\n\n' % (
+                head,
+                orjson.dumps(delta.finish_reason),
+                orjson.dumps(delta.stop_reason),
+                usage,
+            )
+        return events
+
+    def _event(self, choice: int, event: Event, usage: bytes) -> bytes:
+        told = self._told(event)
+        ends = b'"finish_reason":null'
+        if isinstance(event, Finish):
+            reasons = (orjson.dumps(event.reason), orjson.dumps(event.stop_reason))
+            ends = b'"finish_reason":%b,"stop_reason":%b' % reasons
+        elif told == b"{}" and (self._bare or not event.token_ids):
+            return b""
+        logprobs, ids = b"null", b""
+        if self._num_logprobs is not None:
+            logprobs = orjson.dumps(chat_logprobs(event.logprobs, self._num_logprobs, self._spell))
+        if self._token_ids:
+            ids = b',"token_ids":' + orjson.dumps(event.token_ids)
+        return b'%b%b,"logprobs":%b,%b%b}]%b}\n\n' % (self._choice_head(choice), told, logprobs, ends, ids, usage)
+
+    def _told(self, event: Event) -> bytes:
+        match event:
+            case ContentDelta(text=text):
+                return b'{"content":%b}' % orjson.dumps(text)
+            case ReasoningDelta(text=text):
+                rendered = orjson.dumps(text)
+                return b'{"reasoning":%b,"reasoning_content":%b}' % (rendered, rendered) if self._reasoning else b"{}"
+            case ToolCallBegin(index=index, id=id, name=name):
+                return (
+                    b'{"tool_calls":[{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]}'
+                    % (
+                        index,
+                        orjson.dumps(id),
+                        orjson.dumps(name),
+                    )
+                )
+            case ToolCallArguments(index=index, text=text):
+                return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, orjson.dumps(text))
+            case ToolCallEnd() | Finish():
+                return b"{}"
+
     def _choice(self, index: int, answer: Answer) -> dict[str, object]:
         logprobs = None
         if self._num_logprobs is not None:
             logprobs = chat_logprobs(answer.logprobs, self._num_logprobs, self._spell)
-        message = {
-            "role": self._role,
-            "content": answer.text,
-            "refusal": None,
-            "reasoning": None,
-            "reasoning_content": None,
-        }
+        message = self._turns.message(answer)
         choice: dict[str, object] = {
             "index": index,
-            "message": message,
+            "message": self._message(message),
             "logprobs": logprobs,
-            "finish_reason": answer.finish_reason,
-            "stop_reason": answer.stop_reason,
+            "finish_reason": message.finish_reason,
+            "stop_reason": message.stop_reason,
         }
         if self._token_ids:
             choice["token_ids"] = answer.token_ids
         return choice
 
-    def _logprobs(self, delta: TextDelta) -> bytes:
-        if self._num_logprobs is None:
-            return b"null"
-        return orjson.dumps(chat_logprobs(delta.logprobs or (), self._num_logprobs, self._spell))
+    def _message(self, message: Message) -> dict[str, object]:
+        reasoning = message.reasoning if self._reasoning else None
+        calls = [_whole_call(call) for call in message.tool_calls]
+        told: dict[str, object] = {
+            "role": self._role,
+            "content": message.content if message.content or not calls else None,
+            "refusal": None,
+            "reasoning": reasoning,
+            "reasoning_content": reasoning,
+        }
+        return told | ({"tool_calls": calls} if calls else {})
 
     def _choice_head(self, choice: int) -> bytes:
         head = self._heads.get(choice)
         if head is None:
             head = self._heads[choice] = self._head + b'{"index":%d,"delta":' % choice
         return head
+
+
+def _whole_call(call: ToolCall) -> dict[str, object]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

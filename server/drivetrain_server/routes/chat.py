@@ -6,6 +6,7 @@ from drivetrain.frontend import Frontend
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.chat import ChatShape
 from drivetrain_server.body import JsonObject
+from drivetrain_server.conversation import prepare
 from drivetrain_server.routes.generate import GenerateRoute, Plan
 from drivetrain_server.wire.chat import ChatRequest
 from drivetrain_server.wire.sampling import SamplingFields, sampling_params
@@ -28,12 +29,19 @@ class ChatRoute(GenerateRoute):
         if None not in limits and limits[0] != limits[1]:
             raise refuse("max_tokens", f"it says {limits[1]} and max_completion_tokens {limits[0]}; send one of them")
         asked = {"max_tokens": limits[0] or limits[1], "logprobs": fields.num_logprobs}
-        params = sampling_params(fields, self.service.sampling_defaults(frontend), asked)
-        token_ids = await frontend.encode_aside(fields.chat(), add_special_tokens=False)
+        conversation = await prepare(frontend, fields)
+        params = sampling_params(fields, self.service.sampling_defaults(frontend), asked | conversation.sampling)
         shape = ChatShape(
             envelope,
             self.service.speller(frontend),
+            conversation.turns,
             num_logprobs=fields.num_logprobs,
             token_ids=bool(fields.return_token_ids),
         )
-        return Plan(prompts=[PromptRun(token_ids=token_ids)], params=params, shape=shape, best=params.n)
+        return Plan(
+            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            params=params,
+            shape=shape,
+            best=params.n,
+            shown=conversation.turns.shown,
+        )

@@ -31,6 +31,7 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
+        shown: special tokens that stay in the text, because the shape reads them.
     """
 
     prompts: Sequence[PromptRun]
@@ -38,6 +39,7 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
+    shown: frozenset[int] = frozenset()
 
 
 class GenerateRoute(ABC):
@@ -129,4 +131,5 @@ class GenerateRoute(ABC):
             telemetry=self.service.telemetry,
             arrived=exchange.arrived,
             empty=plan.empty,
+            shown=plan.shown,
         )

@@ -13,15 +13,15 @@ from __future__ import annotations
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from drivetrain_cuda.attention_kernels import is_soft_fp8
+from drivetrain_cuda.fp8 import is_soft_fp8
 from drivetrain_cuda.kernels.prefill_kernel import prefill_kernel
-from drivetrain_cuda.kernels.prefill_plan import PrefillPlan, make_plan
 from drivetrain_cuda.tables.prefill import PrefillConfig, prefill_config
 from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.attention.prefill_plan import PrefillPlan, make_plan
 from drivetrain_triton.launch import launch
 
 LOG2E = 1.4426950408889634

@@ -1,4 +1,4 @@
-"""Pages of keys and values in virtual memory, sized by measuring what weights, libraries and recorded steps left."""
+"""Pages of keys and values, sized by measuring what weights, libraries and recorded steps left."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from drivetrain_cuda.cache import MIN_PAGES, CudaCache, TensorAt
-from drivetrain_cuda.device_memory import DeviceMemory
-from drivetrain_cuda.virtual_memory import DriverError, MemoryDriver
 from drivetrain_plugins.contract.memory import (
     Allocator,
     KVCache,
@@ -20,6 +17,9 @@ from drivetrain_plugins.contract.memory import (
     MemoryUse,
 )
 from drivetrain_plugins.errors import OutOfMemory
+from drivetrain_triton.device.cache import MIN_PAGES, GpuCache
+from drivetrain_triton.device.memory import DeviceMemory
+from drivetrain_triton.device.virtual_memory import DriverError
 
 SAFETY_BYTES = 512 << 20
 """Left free beside the pages: token counts of penalties, cuBLAS workspaces and kernels that are loaded later."""
@@ -31,27 +31,31 @@ class MemorySource:
 
     Attributes:
         measure: memory now.
-        tensor_at: a uint8 tensor over device memory.
         synchronize: wait until nothing on the device uses pages.
         others: bytes that others used before this process opened the device.
     """
 
     measure: Callable[[], DeviceMemory]
-    tensor_at: TensorAt
     synchronize: Callable[[], None]
     others: int
 
 
-class CudaAllocator(Allocator):
-    """Pages on one device."""
+class GpuAllocator(Allocator):
+    """Pages on one device.
 
-    def __init__(self, device: torch.device, driver: MemoryDriver, source: MemorySource) -> None:
+    Args:
+        make_cache: from a spec and the most pages.
+    """
+
+    def __init__(
+        self, device: torch.device, make_cache: Callable[[KVSpec, int], GpuCache], source: MemorySource
+    ) -> None:
         self._device = device
-        self._driver = driver
+        self._make_cache = make_cache
         self._source = source
-        self._caches: list[CudaCache] = []
+        self._caches: list[GpuCache] = []
 
-    def reserve(self, spec: KVSpec, limits: MemoryLimits) -> CudaCache:
+    def reserve(self, spec: KVSpec, limits: MemoryLimits) -> GpuCache:
         memory = self._source.measure()
         allowed = limits.kv_bytes if limits.kv_bytes is not None else math.floor(memory.total * limits.fraction)
         num_pages = min(limits.max_pages, allowed // spec.page_bytes)
@@ -61,7 +65,7 @@ class CudaAllocator(Allocator):
                 f"allowed for pages (most pages {limits.max_pages}); raise the limit or use a smaller model"
             )
         try:
-            cache = CudaCache(spec, num_pages, self._driver, self._source.tensor_at)
+            cache = self._make_cache(spec, num_pages)
         except DriverError as error:
             raise self._refused(error, "the first KV pages", memory) from error
         self._caches.append(cache)
@@ -177,7 +181,7 @@ class CudaAllocator(Allocator):
         )
 
 
-def _most_pages(cache: CudaCache, room: int, most: int) -> int:
+def _most_pages(cache: GpuCache, room: int, most: int) -> int:
     """The most pages, up to `most`, whose memory fits into `room`."""
     low, high = 0, most
     while low < high:
@@ -189,7 +193,7 @@ def _most_pages(cache: CudaCache, room: int, most: int) -> int:
     return low
 
 
-def _own(cache: KVCache) -> CudaCache:
-    if not isinstance(cache, CudaCache):
-        raise TypeError(f"this cache is a {type(cache).__name__}; expected one that the CUDA allocator reserved")
+def _own(cache: KVCache) -> GpuCache:
+    if not isinstance(cache, GpuCache):
+        raise TypeError(f"this cache is a {type(cache).__name__}; expected one that this allocator reserved")
     return cache

@@ -8,37 +8,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
-import torch
-
-from drivetrain_cuda.attention import decode_variants
-from drivetrain_cuda.kernels.prefill_variants import prefill_variants
-from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
-from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.executor import Progress
 from drivetrain_plugins.errors import BackendError
-from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.launch import Variant, compile_all
-from drivetrain_triton.linear import linear_variants
-from drivetrain_triton.variants import ops_variants
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
 SPECIAL_KERNELS = frozenset({"cascade_kernel", "bounds_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
 SPECIAL_CONSTANTS = ("SHARED", "FILTERED", "COUNTED")
 _POLL_S = 0.02
-
-
-def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> list[Variant]:
-    """Every kernel that this rank's share of the model launches, specialised as its launches will be.
-
-    Those that take longest to compile come first, so that none of them begins when the others have ended.
-    """
-    return [
-        *prefill_variants(spec, limits, arch),
-        *decode_variants(spec, limits, arch),
-        *linear_variants(spec, getattr(torch, limits.dtype), arch),
-        *ops_variants(spec, limits, arch),
-    ]
 
 
 def is_special(variant: Variant) -> bool:
@@ -51,11 +31,11 @@ class Compiling:
     """A model's kernels on their way: those that plain requests need in threads, the others one by one.
 
     Args:
-        spec: this rank's share of the model.
+        variants: every kernel that this rank's share of the model launches, specialised as its launches will be; those
+            that take longest to compile first, so that none of them begins when the others have ended.
     """
 
-    def __init__(self, spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch, progress: Progress) -> None:
-        variants = kernel_variants(spec, limits, arch)
+    def __init__(self, variants: Sequence[Variant], progress: Progress) -> None:
         self._special = [variant for variant in variants if is_special(variant)]
         plain = (variant for variant in variants if not is_special(variant))
         # One processor is left to the thread that loads weights.

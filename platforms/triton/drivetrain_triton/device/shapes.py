@@ -1,4 +1,4 @@
-"""Which step shapes the CUDA backend records, as data."""
+"""Which step shapes a GPU backend records, as data."""
 
 from __future__ import annotations
 

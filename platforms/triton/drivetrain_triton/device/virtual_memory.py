@@ -1,12 +1,13 @@
 """Address ranges that are reserved whole and backed bit by bit, so that addresses outlive growth and shrinkage.
 
-Holds no CUDA of its own: what it asks of the driver is `MemoryDriver`, which `driver.py` fulfils.
+Knows no vendor: what it asks of a driver is `MemoryDriver`, which a platform fulfils.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+OUT_OF_MEMORY_CODES = frozenset({"CUDA_ERROR_OUT_OF_MEMORY", "hipErrorOutOfMemory"})
 CHUNK_BYTES = 16 << 20
 """Most bytes of one mapping. A mapping can only be given back whole, so this bounds what a shrunken lane keeps."""
 
@@ -26,7 +27,7 @@ class DriverError(RuntimeError):
     @property
     def out_of_memory(self) -> bool:
         """Whether memory is what was missing."""
-        return self.code == "CUDA_ERROR_OUT_OF_MEMORY"
+        return self.code in OUT_OF_MEMORY_CODES
 
 
 class MemoryDriver(Protocol):

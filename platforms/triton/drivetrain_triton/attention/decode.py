@@ -12,9 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import from_cache, load_angles, load_heads, to_cache, transform_heads
-from drivetrain_cuda.kernels.tiles import LOG2_E, LOWEST, attend_span, page_of, scores_of
-from drivetrain_cuda.kernels.work import (
+from drivetrain_triton.attention.heads import from_cache, load_angles, load_heads, to_cache, transform_heads
+from drivetrain_triton.attention.tiles import LOG2_E, LOWEST, attend_span, page_of, scores_of
+from drivetrain_triton.attention.work import (
     ALL_PARTS,
     ENTRY,
     FIRST,

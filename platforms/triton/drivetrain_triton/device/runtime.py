@@ -1,4 +1,4 @@
-"""Order, staging, results and recorded steps on one CUDA stream.
+"""Order, staging, results and recorded steps on one stream of a GPU that torch calls "cuda", NVIDIA's or AMD's.
 
 Everything runs on torch's current stream, so the order of the calls is the order on the device. Host memory that the
 device reads later is pinned and belongs to a ring whose slots are not written again before their copy has run.
@@ -18,10 +18,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from drivetrain_cuda.faults import classify
-from drivetrain_cuda.upload import Uploader
 from drivetrain_plugins.contract.batch import Int32Array
 from drivetrain_plugins.contract.runtime import Fetch, Replay, Runtime
+from drivetrain_triton.device.faults import FaultSigns, classify
+from drivetrain_triton.device.upload import Uploader
 
 STAGING_SLOTS = 8
 """Stagings that may be under way before one has to wait; two steps are, and a few uploads of histories."""
@@ -51,8 +51,9 @@ class Watch(Protocol):
 class Waiter:
     """How the host waits for an event: it spins briefly, then sleeps, under a time limit if there are other ranks."""
 
-    def __init__(self, device: torch.device, spin_s: float, watch: Watch | None) -> None:
+    def __init__(self, device: torch.device, signs: FaultSigns, spin_s: float, watch: Watch | None) -> None:
         self._device = device
+        self._signs = signs
         self._spin_s = spin_s
         self._watch = watch
 
@@ -75,13 +76,13 @@ class Waiter:
                     raise self._watch.overdue()
                 time.sleep(_POLL_S)
         except RuntimeError as error:
-            meaning = classify(error, self._device)
+            meaning = classify(error, self._device, self._signs)
             if meaning is None:
                 raise
             raise meaning from error
 
 
-class CudaFetch:
+class PinnedFetch:
     """Tensors on their way into pinned memory."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], wait_for: Waiter) -> None:
@@ -129,17 +130,20 @@ class _Pool:
         self._anchor.capture_end()
 
 
-class CudaRuntime(Runtime):
+class StreamRuntime(Runtime):
     """One device's stream.
 
     Args:
+        signs: of the vendor's errors.
         watch: limits every wait where there are other ranks.
         spin_s: see `SPIN_S`.
     """
 
-    def __init__(self, device: torch.device, *, watch: Watch | None = None, spin_s: float = SPIN_S) -> None:
+    def __init__(
+        self, device: torch.device, signs: FaultSigns, *, watch: Watch | None = None, spin_s: float = SPIN_S
+    ) -> None:
         self.device = device
-        self._wait_for = Waiter(device, spin_s, watch)
+        self._wait_for = Waiter(device, signs, spin_s, watch)
         self._ring = [_Slot(_SMALLEST_SLOT) for _ in range(STAGING_SLOTS)]
         self._next = 0
         self._uploader: Uploader | None = None
@@ -165,10 +169,10 @@ class CudaRuntime(Runtime):
         self._uploader(host, destination)
 
     def fetch(self, tensors: Mapping[str, torch.Tensor]) -> Fetch:
-        return CudaFetch(tensors, self._wait_for)
+        return PinnedFetch(tensors, self._wait_for)
 
     def capture(self, step: Callable[[], None]) -> Replay:
-        """Record `step` in a CUDA graph.
+        """Record `step` in a graph.
 
         It must have run once before: kernels that are loaded or compiled while recording would end it. All graphs
         share one memory pool, which outlives them, as replays never overlap; what a step keeps alive is not shared.

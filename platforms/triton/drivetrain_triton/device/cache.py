@@ -1,27 +1,29 @@
-"""Keys and values of all layers in virtual memory: every tensor has its final address and shape from the beginning.
+"""Keys and values of all layers; in virtual memory every tensor has its final address and shape from the beginning.
 
 N pages, P tokens a page, G key-value heads, K head size, L lanes, B int64 words of a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from drivetrain_cuda.virtual_memory import Arena, DriverError, MemoryDriver
 from drivetrain_plugins.contract.batch import NULL_PAGE
 from drivetrain_plugins.contract.capabilities import KVDtype
 from drivetrain_plugins.contract.memory import KVCache, KVSpec
+from drivetrain_triton.device.virtual_memory import Arena, DriverError, MemoryDriver
 
-KV_DTYPES: dict[KVDtype, torch.dtype] = {
+KV_DTYPES: Mapping[KVDtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
+"""How pages are stored, unless a part has encodings of its own."""
 MIN_PAGES = 2
 
 TensorAt = Callable[[int, int], torch.Tensor]
@@ -41,14 +43,70 @@ class _Group:
     words_LNB: torch.Tensor
 
 
-class CudaCache(KVCache):
-    """Pages of all layers. Those from `num_pages` on have addresses and no memory.
+class GpuCache(KVCache):
+    """Pages of all layers on a device, as its allocator and its attention know them.
 
     Attributes:
-        k, v: per layer (N, P, G, K), N being `reserved_pages`.
+        reserved_pages: the most that there may be.
+        k, v: per layer (N, P, G, K), N being at least `num_pages`.
     """
 
-    def __init__(self, spec: KVSpec, reserved_pages: int, driver: MemoryDriver, tensor_at: TensorAt) -> None:
+    reserved_pages: int
+    k: list[torch.Tensor]
+    v: list[torch.Tensor]
+
+    @property
+    @abstractmethod
+    def mapped_bytes(self) -> int:
+        """Device memory behind all pages."""
+
+    @abstractmethod
+    def mapped_for(self, num_pages: int) -> int:
+        """Device memory behind all pages once there are so many."""
+
+    @abstractmethod
+    def resize(self, num_pages: int) -> None:
+        """Grow or shrink; pages that stay keep their content.
+
+        Raises:
+            DriverError: growth failed; everything is as it was before.
+        """
+
+    @abstractmethod
+    def copy(self, source_C: torch.Tensor, destination_C: torch.Tensor) -> None:
+        """Copy pages in all layers: one gather and one scatter, so that a page may be source and destination.
+
+        Args:
+            source_C, destination_C: int64 on the device.
+        """
+
+    @abstractmethod
+    def gather(self, pages_C: torch.Tensor) -> list[torch.Tensor]:
+        """The content of pages, (L, C, B) tensors of int64."""
+
+    @abstractmethod
+    def scatter(self, pages_C: torch.Tensor, content: Sequence[torch.Tensor]) -> None:
+        """Write what `gather` gave into other pages."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back. The tensors must not be used any more."""
+
+
+class ArenaCache(GpuCache):
+    """Pages in virtual memory: those from `num_pages` on have addresses and no memory, and growth moves nothing.
+
+    `k` and `v` hold `reserved_pages` pages a layer.
+    """
+
+    def __init__(
+        self,
+        spec: KVSpec,
+        reserved_pages: int,
+        driver: MemoryDriver,
+        tensor_at: TensorAt,
+        dtypes: Mapping[KVDtype, torch.dtype] = KV_DTYPES,
+    ) -> None:
         self.spec = spec
         self.num_pages = 0
         self.reserved_pages = reserved_pages
@@ -75,7 +133,7 @@ class CudaCache(KVCache):
         except DriverError:
             self.close()
             raise
-        dtype = KV_DTYPES[spec.dtype]
+        dtype = dtypes[spec.dtype]
         for layer, page_bytes in zip(spec.layers, sizes, strict=True):
             shape = (reserved_pages, spec.page_size, layer.num_kv_heads, layer.head_dim)
             self.k.append(lanes[page_bytes].pop(0).view(dtype).view(shape))
@@ -84,19 +142,13 @@ class CudaCache(KVCache):
 
     @property
     def mapped_bytes(self) -> int:
-        """Device memory behind all pages."""
         return sum(group.arena.mapped_bytes for group in self._groups)
 
     def mapped_for(self, num_pages: int) -> int:
-        """Device memory behind all pages once there are so many: each lane is backed in whole granules."""
+        # Each lane is backed in whole granules.
         return sum(group.arena.mapped_for(num_pages * group.page_bytes) for group in self._groups)
 
     def resize(self, num_pages: int) -> None:
-        """Grow or shrink in place.
-
-        Raises:
-            DriverError: growth failed; everything is as it was before.
-        """
         before = self.num_pages
         done: list[_Group] = []
         try:
@@ -110,25 +162,17 @@ class CudaCache(KVCache):
         self.num_pages = num_pages
 
     def copy(self, source_C: torch.Tensor, destination_C: torch.Tensor) -> None:
-        """Copy pages in all lanes: one gather and one scatter, so that a page may be source and destination.
-
-        Args:
-            source_C, destination_C: int64 on the device.
-        """
         for group in self._groups:
             group.words_LNB.index_copy_(1, destination_C, group.words_LNB.index_select(1, source_C))
 
     def gather(self, pages_C: torch.Tensor) -> list[torch.Tensor]:
-        """The content of pages, one (L, C, B) tensor a group."""
         return [group.words_LNB.index_select(1, pages_C) for group in self._groups]
 
     def scatter(self, pages_C: torch.Tensor, content: Sequence[torch.Tensor]) -> None:
-        """Write what `gather` gave into other pages."""
         for group, words_LCB in zip(self._groups, content, strict=True):
             group.words_LNB.index_copy_(1, pages_C, words_LCB)
 
     def close(self) -> None:
-        """Give memory and addresses back. The tensors must not be used any more."""
         self.k.clear()
         self.v.clear()
         while self._groups:

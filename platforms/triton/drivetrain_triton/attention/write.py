@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import load_angles, load_heads, to_cache, transform_heads
+from drivetrain_triton.attention.heads import load_angles, load_heads, to_cache, transform_heads
 
 
 @triton.jit(

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from drivetrain_cuda.kernels.prefill_plan import PrefillPlan
-from drivetrain_cuda.kernels.work import plan_kernel
-from drivetrain_cuda.tables.decode import DecodeConfig
 from drivetrain_plugins.contract.batch import StepBatch
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.shapes import StepShape
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.attention.config import DecodeConfig
+from drivetrain_triton.attention.prefill_plan import PrefillPlan
+from drivetrain_triton.attention.work import plan_kernel
 from drivetrain_triton.launch import launch
 
 UNIT = 128

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from drivetrain_cuda.nvml import memory_in_use
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
@@ -36,15 +34,6 @@ def device_memory(device: torch.device) -> DeviceMemory:
         allocated=torch.cuda.memory_allocated(device),
         reserved=torch.cuda.memory_reserved(device),
     )
-
-
-def used_before_opening(uuid: str) -> int:
-    """Bytes that others use on a device, by NVML; to be asked before this process makes a context there.
-
-    0 where NVML cannot say: then others' memory is counted with this process's own, which errs on the safe side.
-    """
-    found = memory_in_use().get(uuid)
-    return found.used if found else 0
 
 
 def tensor_at(device: torch.device, address: int, num_bytes: int) -> torch.Tensor:

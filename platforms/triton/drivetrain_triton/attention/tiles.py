@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import from_cache
+from drivetrain_triton.attention.heads import from_cache
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from drivetrain_cuda.kernels.heads import load_angles, load_heads, transform_heads
-from drivetrain_cuda.kernels.tiles import LOG2_E, attend_span, page_of
-from drivetrain_cuda.kernels.work import (
+from drivetrain_triton.attention.heads import load_angles, load_heads, transform_heads
+from drivetrain_triton.attention.tiles import LOG2_E, attend_span, page_of
+from drivetrain_triton.attention.work import (
     BLOCK_FIRST,
     BLOCK_LAST,
     SHARED_ENTRY,

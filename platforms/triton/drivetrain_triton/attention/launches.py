@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from drivetrain_cuda.attention_plan import DecodeWork, Geometry, power_of_two
-from drivetrain_cuda.kernels.cascade import cascade_kernel
-from drivetrain_cuda.kernels.decode import decode_kernel
-from drivetrain_cuda.kernels.write import write_kernel
-from drivetrain_cuda.tables.decode import DecodeConfig, decode_config, padded_head_dim
 from drivetrain_plugins.contract.attention import AttentionLayer
 from drivetrain_plugins.contract.model import AttentionSpec
 from drivetrain_plugins.contract.slots import StepInputs
+from drivetrain_triton.attention.cascade import cascade_kernel
+from drivetrain_triton.attention.config import DecodeConfig, padded_head_dim
+from drivetrain_triton.attention.decode import decode_kernel
+from drivetrain_triton.attention.plan import DecodeWork, Geometry, power_of_two
+from drivetrain_triton.attention.write import write_kernel
 from drivetrain_triton.launch import launch
 
 LOG2_E = 1.4426950408889634
@@ -28,7 +28,6 @@ MERGED_NUMBERS = 4096
 """Numbers of partial results that a program holds at once while it merges."""
 WRITE_VECTORS = 32
 """Head vectors of a program that writes keys and values."""
-FIRST_WITH_E4M3 = 89
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +96,6 @@ def is_fusible(layer: AttentionLayer) -> bool:
     return one_weight and per_head and q_norm.spec == k_norm.spec and q_norm.spec.kind == "rms"
 
 
-def is_soft_fp8(x: torch.Tensor, arch: str) -> bool:
-    """Whether a part ("sm_80") does not know the type of `x`, so that kernels read and write it as bytes."""
-    return x.dtype is torch.float8_e4m3fn and int(arch.removeprefix("sm_")) < FIRST_WITH_E4M3
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pages:
     """One layer's pages as kernels take them.
@@ -116,10 +110,10 @@ class Pages:
     soft_fp8: bool
 
     @staticmethod
-    def of(k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, arch: str) -> Pages:
-        """The pages of a layer on a part ("sm_90")."""
+    def of(k_PSGK: torch.Tensor, v_PSGK: torch.Tensor, *, soft_fp8: bool) -> Pages:
+        """The pages of a layer."""
         assert k_PSGK.stride() == v_PSGK.stride() and k_PSGK.stride(3) == 1, "keys and values must lie alike"
-        if is_soft_fp8(k_PSGK, arch):
+        if soft_fp8:
             return Pages(k_PSGK=k_PSGK.view(torch.uint8), v_PSGK=v_PSGK.view(torch.uint8), soft_fp8=True)
         return Pages(k_PSGK=k_PSGK, v_PSGK=v_PSGK, soft_fp8=False)
 
@@ -127,10 +121,6 @@ class Pages:
     def strides(self) -> tuple[int, int, int]:
         """Elements from page to page, token to token, head to head."""
         return self.k_PSGK.stride(0), self.k_PSGK.stride(1), self.k_PSGK.stride(2)
-
-    def config(self, arch: str, query_bytes: int, rows: int) -> DecodeConfig:
-        """How to attend over these pages with so many query rows a program."""
-        return decode_config(arch, self.k_PSGK.shape[3], self.k_PSGK.itemsize, query_bytes, rows)
 
 
 def launch_write(

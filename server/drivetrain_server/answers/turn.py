@@ -1,0 +1,192 @@
+"""One choice of an answer as typed events, whatever route it goes out by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+
+from drivetrain.completion_text import TextDelta
+from drivetrain.dialects.events import (
+    ContentDelta,
+    ReasoningDelta,
+    Spoken,
+    ToolCallArguments,
+    ToolCallBegin,
+    ToolCallEnd,
+)
+from drivetrain.messages import FinishReasonName, TokenLogprob
+from drivetrain_server.answers.answer import Answer
+
+__all__ = [
+    "ContentDelta",
+    "Event",
+    "Finish",
+    "Message",
+    "ReasoningDelta",
+    "ToolCall",
+    "ToolCallArguments",
+    "ToolCallBegin",
+    "ToolCallEnd",
+    "Turn",
+    "Turns",
+]
+
+TurnFinish = FinishReasonName | Literal["tool_calls"]
+
+
+class Finish(msgspec.Struct, kw_only=True):
+    """The last event of a choice.
+
+    Attributes:
+        reason: "tool_calls" where the model ended by itself after at least one call.
+        stop_reason: as `TextDelta`.
+        token_ids: tokens that no event before this one held; the end token is among them.
+    """
+
+    reason: TurnFinish
+    stop_reason: int | str | None = None
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+
+
+Event = Spoken | Finish
+
+
+class Reader(Protocol):
+    """Finds reasoning and tool calls in the text of one answer."""
+
+    def push(self, text: str) -> list[Spoken]:
+        """Take more text in."""
+        ...
+
+    def finish(self) -> list[Spoken]:
+        """No more text comes: what was held back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One whole call; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    """A whole choice, gathered from its events. `reasoning` is None where the model did not reason."""
+
+    reasoning: str | None = None
+    content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    finish_reason: TurnFinish | None = None
+    stop_reason: int | str | None = None
+
+
+class Turn:
+    """State of one choice: gives its events as its deltas arrive.
+
+    Args:
+        reader: what finds reasoning and calls; None takes all text as content.
+    """
+
+    __slots__ = ("_called", "_logprobs", "_reader", "_token_ids")
+
+    def __init__(self, reader: Reader | None = None) -> None:
+        self._reader = reader
+        self._called = False
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def push(self, delta: TextDelta) -> list[Event]:
+        """Events of one more delta, in order; empty while all of its text is held back."""
+        reader, events = self._reader, list[Event]()
+        if reader is None:
+            if delta.text:
+                events.append(ContentDelta(text=delta.text))
+        else:
+            if delta.text:
+                events += reader.push(delta.text)
+            if delta.finish_reason is not None:
+                events += reader.finish()
+            self._called = self._called or any(type(event) is ToolCallBegin for event in events)
+        if delta.finish_reason is not None:
+            called = self._called and delta.finish_reason == "stop"
+            reason = "tool_calls" if called else delta.finish_reason
+            events.append(Finish(reason=reason, stop_reason=delta.stop_reason))
+        self._token_ids += delta.token_ids
+        self._logprobs += delta.logprobs or ()
+        if events and self._token_ids:
+            events[0].token_ids, events[0].logprobs = self._token_ids, self._logprobs
+            self._token_ids, self._logprobs = [], []
+        return events
+
+
+class Turns:
+    """How the choices of one request are read.
+
+    Args:
+        make_reader: a new reader for each choice; None takes all text as content.
+        shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
+    """
+
+    def __init__(self, make_reader: Callable[[], Reader] | None = None, shown: Sequence[int] = ()) -> None:
+        self.shown = frozenset(shown)
+        self._make_reader = make_reader
+        self._open: dict[int, Turn] = {}
+
+    @property
+    def plain(self) -> bool:
+        """All text is content, so a route may take it from the deltas themselves."""
+        return self._make_reader is None
+
+    def push(self, choice: int, delta: TextDelta) -> list[Event]:
+        """Events of one more delta of a streamed choice."""
+        turn = self._open.get(choice)
+        if turn is None:
+            turn = self._open[choice] = self._turn()
+        return turn.push(delta)
+
+    def message(self, answer: Answer) -> Message:
+        """A finished choice that was not streamed, as a message."""
+        delta = TextDelta(
+            index=0,
+            text=answer.text,
+            token_ids=[],
+            finish_reason=answer.finish_reason,
+            stop_reason=answer.stop_reason,
+        )
+        return gathered(self._turn().push(delta))
+
+    def _turn(self) -> Turn:
+        return Turn(None if self._make_reader is None else self._make_reader())
+
+
+def gathered(events: Sequence[Event]) -> Message:
+    """All events of a choice as one message."""
+    message = Message()
+    reasoning: list[str] = []
+    content: list[str] = []
+    calls: list[tuple[ToolCallBegin, list[str]]] = []
+    for event in events:
+        match event:
+            case ReasoningDelta(text=text):
+                reasoning.append(text)
+            case ContentDelta(text=text):
+                content.append(text)
+            case ToolCallBegin():
+                calls.append((event, []))
+            case ToolCallArguments(text=text):
+                calls[-1][1].append(text)
+            case ToolCallEnd():
+                pass
+            case Finish(reason=reason, stop_reason=stop_reason):
+                message.finish_reason, message.stop_reason = reason, stop_reason
+    message.reasoning = "".join(reasoning) if reasoning else None
+    message.content = "".join(content)
+    message.tool_calls = [ToolCall(id=begin.id, name=begin.name, arguments="".join(texts)) for begin, texts in calls]
+    return message
