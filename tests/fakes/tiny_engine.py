@@ -11,6 +11,7 @@ import torch
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
+from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
@@ -86,6 +87,7 @@ def tiny_engine(
     vocab_size: int = VOCAB_SIZE,
     device: Device | None = None,
     end_ids: frozenset[int] = frozenset({END_ID}),
+    grammars: GrammarCompiler | None = None,
     **config: Any,
 ) -> Engine:
     """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
@@ -112,6 +114,7 @@ def tiny_engine(
         backend="cpu",
         capabilities=device.capabilities,
         weight_bytes=0,
+        grammars=grammars,
     )
 
 

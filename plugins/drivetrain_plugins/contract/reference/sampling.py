@@ -1,7 +1,7 @@
 """From logits to tokens.
 
-Order: masks, biases, penalties, temperature, top-k, top-p, min-p, then the largest of logit plus Gumbel noise, which draws
-from the softmax. The noise is a hash of (seed, position, token): the same in any batch, on any device.
+Order: masks, biases, penalties, temperature, top-k, top-p, min-p, then the largest of logit plus Gumbel noise, which
+draws from the softmax. The noise is a hash of (seed, position, token): the same in any batch, on any device.
 
 K rows, V vocabulary, N biases, M rows with a mask, W words of a mask, k reported tokens.
 """
