@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from drivetrain.version import __version__
 
 if TYPE_CHECKING:
-    from drivetrain.llm import LLM, Completion, RequestOutput
+    from drivetrain.llm import LLM, Completion, EmbeddingOutput, RequestOutput
     from drivetrain.sampling import SamplingParams
 
-__all__ = ["LLM", "Completion", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Completion", "EmbeddingOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 _HOMES = {
     "LLM": "drivetrain.llm",
     "Completion": "drivetrain.llm",
+    "EmbeddingOutput": "drivetrain.llm",
     "RequestOutput": "drivetrain.llm",
     "SamplingParams": "drivetrain.sampling",
 }

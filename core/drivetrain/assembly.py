@@ -21,6 +21,7 @@ from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
+from drivetrain.pooling import EmbeddingFormat, embedding_format
 from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
@@ -49,6 +50,7 @@ class OpenedModel:
     config: dict[str, Any]
     spec: DecoderSpec
     end_ids: frozenset[int]
+    embedding: EmbeddingFormat | None = None
 
 
 def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
@@ -75,6 +77,8 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
     own = device.executor()
     executor = own or _model_runner(device)
+    if model.embedding is not None and not executor.pools:
+        raise Unsupported(f'{backend.name} serves no embeddings; serve {model.name} without, with pooling = "none"')
     spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
     plan = executor.load(spec, weights, limits, clock.progress)
     return connect(
@@ -121,6 +125,7 @@ def open_model(config: EngineConfig) -> OpenedModel:
         config=model_config,
         spec=spec,
         end_ids=frozenset(load_generation_config(path).eos_token_ids),
+        embedding=embedding_format(path, config.pooling),
     )
 
 
@@ -320,6 +325,9 @@ def connect(
         max_step_tokens=limits.max_step_tokens,
         kv_bytes=plan.kv_bytes,
         weight_bytes=weight_bytes,
+        pooling=None if model.embedding is None else model.embedding.pooling,
+        embedding_size=0 if model.embedding is None else model.spec.embedding.size or model.spec.hidden_size,
+        embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
     )
     return Engine(
         executor=executor,

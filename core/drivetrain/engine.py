@@ -16,6 +16,7 @@ from drivetrain.batch_sampling import prompt_logprob_span
 from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError
 from drivetrain.grammar.masks import MaskMaker
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
+from drivetrain.pooling import check_embeds, pooled, span_of
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import SamplingParams, check_served
 from drivetrain.scheduler import Schedule, Scheduler
@@ -36,6 +37,8 @@ class _Live:
 
     completions: dict[int, Request]
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    sum_D: Float32Array | None = None
+    """Of the states that count towards its embedding, as far as they have landed."""
 
 
 @dataclass(slots=True)
@@ -135,6 +138,8 @@ class Engine:
         if request.request_id in self._live:
             raise RequestError(f"request_id: {request.request_id!r} is already running", param="request_id")
         check_served(request.params, self._sampling, self.info.device)
+        if request.embeds:
+            check_embeds(self.info)
         completions = self._completions(request)
         for index, completion in completions.items():
             try:
@@ -275,6 +280,7 @@ class Engine:
                 parent=first,
                 seed=(seed + index * _GOLDEN_RATIO) & 0xFFFF_FFFF_FFFF_FFFF,
                 bad_word_ids=tuple(tuple(word) for word in request.bad_word_ids),
+                pooling=self.info.pooling if request.embeds else None,
             )
             first = first or completion
         return completions
@@ -317,6 +323,8 @@ class Engine:
         schedule = step.schedule
         if output.prompt_logprobs is not None:
             self._take_prompt_logprobs(schedule, output)
+        if output.pooled is not None:
+            self._take_sums(schedule, output.pooled)
         owners, counts = self._owners, self._counts
         places: dict[Request, int] = {}
         if output.logprobs is not None:
@@ -353,6 +361,7 @@ class Engine:
                     stop_token_id=token_ids[-1] if stopped else None,
                     num_cached_tokens=request.num_cached_tokens,
                     error=failure if reason is FinishReason.ERROR else None,
+                    embedding=None if request.pooling is None else self._embedding(request_id, request),
                 )
             )
             if reason is not None:
@@ -413,6 +422,23 @@ class Engine:
                         output, place + position - first, row.request.prompt_ids[position + 1], top
                     )
             place += last - first
+
+    def _take_sums(self, schedule: Schedule, sums_PD: Float32Array) -> None:
+        place = 0
+        for row in schedule.rows:
+            if span_of(row) is None:
+                continue
+            sum_D, place = sums_PD[place], place + 1
+            owner = self._owners.get(row.request)
+            if owner is not None and row.request not in schedule.dropped:
+                live = self._live[owner[0]]
+                # One that was preempted begins again.
+                live.sum_D = sum_D if row.admitted or live.sum_D is None else live.sum_D + sum_D
+
+    def _embedding(self, request_id: str, request: Request) -> bytes:
+        sum_D = self._live[request_id].sum_D
+        assert sum_D is not None, "an executor that pools brings a sum for each span"
+        return pooled(request, sum_D).astype("<f4").tobytes()
 
     def _prompt_logprobs_once(self, request_id: str) -> list[TokenLogprob | None] | None:
         live = self._live[request_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -16,6 +16,7 @@ from drivetrain.sampling import SamplingParams
 if TYPE_CHECKING:
     from drivetrain.completion_text import CompletionText, TextDelta
     from drivetrain.tokenizer import Tokenizer
+    from drivetrain_plugins.contract.batch import Float32Array
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -66,6 +67,20 @@ class RequestOutput:
     def text(self) -> str:
         """The first answer's text."""
         return self.completions[0].text
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingOutput:
+    """A prompt and its embedding.
+
+    Attributes:
+        vector: float32 (D,).
+        num_cached_tokens: prompt tokens taken from the prefix cache.
+    """
+
+    prompt_ids: list[int]
+    vector: Float32Array
+    num_cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -174,6 +189,52 @@ class LLM:
         ]
         return self.generate(rendered, params, progress=progress)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        progress: bool = True,
+    ) -> list[EmbeddingOutput]:
+        """Embeddings of prompts, as many at once as fit.
+
+        Args:
+            prompts: one prompt or several, each a text or token ids.
+            dimensions: cut each vector to so many numbers, where the model was made for it.
+            normalize: bring each vector to length 1.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            RequestError: a prompt is wrong, or the model is served without embeddings (see `EngineConfig.pooling`).
+            RequestFailed: the engine failed a request.
+        """
+        from drivetrain.pooling import embedding_of, shaped
+
+        many = cast("list[Prompt]", [prompts] if _is_one(prompts) else list(prompts))
+        requests = [
+            self._frontend.embedding_request(self._new_id(), self._frontend.encode(prompt), dimensions=dimensions)
+            for prompt in many
+        ]
+        outputs: dict[str, EmbeddingOutput] = {}
+
+        def take(update: Update) -> bool:
+            vector = embedding_of(update)
+            if vector is None:
+                return False
+            outputs[update.request_id] = EmbeddingOutput(
+                prompt_ids=prompt_ids[update.request_id],
+                vector=shaped(vector, dimensions, normalize=normalize),
+                num_cached_tokens=update.num_cached_tokens,
+            )
+            return True
+
+        prompt_ids = {request.request_id: request.prompt_ids for request in requests}
+        self._drive(requests, take, progress)
+        return [outputs[request.request_id] for request in requests]
+
     def stats(self) -> EngineStats:
         """Gauges and counters of this moment."""
         return self._engine.stats()
@@ -221,41 +282,48 @@ class LLM:
         return _Job(output, texts, params)
 
     def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:
+        by_id = {self._new_id(): job for job in jobs}
+        requests = [
+            self._frontend.request(request_id, job.output.prompt_ids, job.params) for request_id, job in by_id.items()
+        ]
+        self._drive(requests, lambda update: self._take(update.request_id, by_id[update.request_id], update), progress)
+        return [job.output for job in jobs]
+
+    def _drive(self, requests: Sequence[GenerateRequest], take: Callable[[Update], bool], progress: bool) -> None:
+        """Run requests to their ends, as many at once as the engine takes.
+
+        Args:
+            take: told each update of a request that runs; True when that request is done.
+        """
         from drivetrain.progress import progress_bar
 
-        waiting = {self._new_id(): job for job in reversed(jobs)}
-        requests = {
-            request_id: self._frontend.request(request_id, job.output.prompt_ids, job.params)
-            for request_id, job in waiting.items()
-        }
-        running: dict[str, _Job] = {}
+        waiting = list(reversed(requests))
+        running: dict[str, int] = {}
         try:
-            with progress_bar(len(jobs), enabled=progress) as advance:
+            with progress_bar(len(requests), enabled=progress) as advance:
                 while waiting or running:
-                    self._submit(waiting, running, requests)
+                    self._submit(waiting, running)
                     for update in self._engine.step():
-                        job = running.get(update.request_id)
-                        if job is not None and self._take(update.request_id, job, update):
-                            del running[update.request_id]
-                            advance(sum(len(each.token_ids) for each in job.output.completions))
+                        if update.request_id not in running:
+                            continue
+                        running[update.request_id] += len(update.token_ids)
+                        if take(update):
+                            advance(running.pop(update.request_id))
         finally:
             for request_id in running:
                 self._engine.abort(request_id)
             while self._engine.has_work:
                 self._engine.step()
-        return [job.output for job in jobs]
 
-    def _submit(self, waiting: dict[str, _Job], running: dict[str, _Job], requests: dict[str, GenerateRequest]) -> None:
+    def _submit(self, waiting: list[GenerateRequest], running: dict[str, int]) -> None:
         while waiting:
-            request_id, job = waiting.popitem()
             try:
-                self._engine.submit(requests[request_id])
+                self._engine.submit(waiting[-1])
             except Overloaded:
-                waiting[request_id] = job
                 if not running:
                     raise
                 return
-            running[request_id] = job
+            running[waiting.pop().request_id] = 0
 
     def _take(self, request_id: str, job: _Job, update: Update) -> bool:
         """Add an update to its job; True when the job is done."""

@@ -24,6 +24,7 @@ class GenerateRequest:
         bad_word_ids: token sequences that are never completed: the tokenizations of `params.bad_words`.
         salt: separates prefix-cache identities (tenant, adapter, media).
         deadline_s: seconds from arrival after which the request is ended; None is no limit.
+        embeds: ends with the prompt's embedding, and generates nothing.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class GenerateRequest:
     priority: int = 0
     salt: str = ""
     deadline_s: float | None = None
+    embeds: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         stop_token_id: the end or stop token that finished it.
         num_cached_tokens: prompt tokens taken from the prefix cache.
         error: what went wrong, with finish_reason "error".
+        embedding: float32 numbers, little-endian, pooled as the engine's `pooling` says and not normalised; in the last
+            update of a request that `embeds`.
     """
 
     request_id: str
@@ -72,11 +76,18 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What a running engine tells about itself, fixed from start to end."""
+    """What a running engine tells about itself, fixed from start to end.
+
+    Attributes:
+        pooling: which tokens' states make an embedding; None where embeddings are not served.
+        embedding_size: numbers of an embedding; 0 where they are not served.
+        embedding_dimensions: shorter lengths that embeddings may be cut to; None is any.
+    """
 
     model: str
     architecture: str
@@ -91,6 +102,9 @@ class EngineInfo:
     max_step_tokens: int
     kv_bytes: int
     weight_bytes: int
+    pooling: Literal["last", "mean"] | None = None
+    embedding_size: int = 0
+    embedding_dimensions: tuple[int, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from drivetrain.kv.prefix_index import Block
 from drivetrain.sampling import SamplingParams
@@ -65,6 +65,8 @@ class Request:
     """Token sequences that are never completed."""
     matcher: GrammarMatcher | None = None
     """Where the answer stands in its grammar, if it has one."""
+    pooling: Literal["last", "mean"] | None = None
+    """Ends with its prefill, in an embedding of these tokens' states."""
     parent: Request | None = None
     """The first of n completions of one prompt; this one takes the prompt's KV over from it. A parent computes
     `prompt_logprobs` for all of them."""

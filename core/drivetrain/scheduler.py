@@ -140,6 +140,9 @@ class Scheduler:
                 f"priority: expected {-MAX_PRIORITY} to {MAX_PRIORITY}, got {request.priority}", param="priority"
             )
         most = min(request.max_total, limits.max_model_len)
+        if request.pooling is not None:
+            self._check_pooled(request, most)
+            return
         if request.num_prompt >= most:
             raise PromptTooLong(
                 f"prompt: {request.num_prompt} tokens leave no room for an answer in a context of {most} tokens; "
@@ -165,6 +168,21 @@ class Scheduler:
         same = request.prompt_ids is parent.prompt_ids or request.prompt_ids == parent.prompt_ids
         if not same or request.salt != parent.salt:
             raise RequestError(f"parent: {parent.request_id!r} has another prompt or salt", param="n")
+
+    def _check_pooled(self, request: Request, most: int) -> None:
+        """As `_check`, for a request that ends with its prompt."""
+        if request.num_prompt > most:
+            raise PromptTooLong(
+                f"prompt: {request.num_prompt} tokens are more than the context of {most}; shorten it", param="prompt"
+            )
+        request.length_limit = request.num_prompt + 1
+        pages = self._kv.pages_for(request.num_prompt)
+        if pages > self._kv.pool.total:
+            raise RequestError(
+                f"prompt: {request.num_prompt} tokens need {pages} KV pages of {self.limits.page_size} tokens, the "
+                f"cache has {self._kv.pool.total}; shorten it or give the cache more memory",
+                param="prompt",
+            )
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -276,6 +294,10 @@ class Scheduler:
             landed.append(Landed(request, [] if reason is FinishReason.ERROR else new_ids, reason))
             if reason is not None:
                 self._finish(request, reason)
+        for request in schedule.pooled:
+            if request not in dropped:
+                landed.append(Landed(request, [], FinishReason.STOP))
+                self._finish(request, FinishReason.STOP)
         self._running.settle(schedule)
         return landed
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from drivetrain_server.wire.chat import ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
+from drivetrain_server.wire.embeddings import EmbeddingRequest
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
 
 Schema = dict[str, object]
@@ -14,6 +15,7 @@ REFERENCE = "#/components/schemas/{model}"
 _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/v1/chat/completions": ("Go on with a conversation", (ChatRequest,)),
     "/v1/completions": ("Go on with text or tokens", (CompletionRequest,)),
+    "/v1/embeddings": ("Embeddings of texts or tokens", (EmbeddingRequest,)),
     "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
     "/detokenize": ("Text of token ids", (Detokenize,)),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, nullcontext
 from typing import cast
 
 from drivetrain.config.server import ServerConfig
@@ -13,6 +15,8 @@ from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain.messages import EngineInfo
 from drivetrain.version import __version__
 from drivetrain_server.answers.logprobs import TokenSpeller
+from drivetrain_server.event_stream import JsonPieces
+from drivetrain_server.exchange import Exchange
 from drivetrain_server.keys import KeyRing
 from drivetrain_server.lifecycle import Lifecycle
 from drivetrain_server.pulse import STALL_S, Pulse
@@ -42,6 +46,7 @@ class Service:
         self.started = int(time.time())
         self.serial = itertools.count()
         self._speller: TokenSpeller | None = None
+        self._pieces: dict[bool, JsonPieces] = {}
 
     def speller(self, frontend: Frontend) -> TokenSpeller:
         """Spells the tokens of the model that is served."""
@@ -49,10 +54,38 @@ class Service:
             self._speller = TokenSpeller(frontend.tokenizer)
         return self._speller
 
+    def pieces(self, frontend: Frontend, *, skip_special: bool) -> JsonPieces:
+        """The text of single tokens as JSON, with or without that of special ones."""
+        found = self._pieces.get(skip_special)
+        if found is None:
+            tokenizer = frontend.tokenizer
+            found = JsonPieces(tokenizer.visible_pieces if skip_special else tokenizer.pieces)
+            self._pieces[skip_special] = found
+        return found
+
     def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
         """Values for sampling parameters that requests leave out: the operator's, else the model's."""
         own = {name: cast("object", getattr(frontend.defaults, name)) for name in GenerationDefaults.__slots__}
         return {name: value for name, value in own.items() if value is not None} | dict(self.config.sampling_defaults)
+
+    @asynccontextmanager
+    async def serving(self, exchange: Exchange, *, streams: bool = False) -> AsyncGenerator[None, None]:
+        """While inside, a request counts for its key and for a drain, and its connection is watched.
+
+        Enter it once the body has been read.
+
+        Raises:
+            HttpError: 429, its key has too many requests open.
+            ClientGone, SlowReader: nobody reads the answer.
+        """
+        tenant = exchange.tenant
+        self.keys.enter(tenant)
+        try:
+            with self.lifecycle.serving(exchange), self.pulse.watching(exchange) if streams else nullcontext():
+                async with exchange.attended():
+                    yield
+        finally:
+            self.keys.leave(tenant)
 
     def check_model(self, name: str | None, info: EngineInfo) -> None:
         """Refuse a model that is not served; None (where a route allows it) is the one that is.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from msgspec import structs
 
+from drivetrain.client import Sink
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, TokenLogprob, Update
 from fakes.text import END, VOCAB_SIZE
@@ -26,6 +30,9 @@ INFO = EngineInfo(
     max_step_tokens=512,
     kv_bytes=1 << 20,
     weight_bytes=1 << 20,
+    pooling="mean",
+    embedding_size=8,
+    embedding_dimensions=None,
 )
 
 Script = Callable[[GenerateRequest, int], list[int]]
@@ -72,6 +79,7 @@ class FakeEngine:
         self._info: EngineInfo | None = None
         self._failure: str | None = None
         self._live: dict[str, set[int]] = {}
+        self._attached: dict[str, asyncio.Task[None]] = {}
 
     @property
     def info(self) -> EngineInfo | None:
@@ -101,6 +109,29 @@ class FakeEngine:
         """End, as a crashed engine process does."""
         self._failure = reason
         self._info = None
+
+    def attach(self, request: GenerateRequest, sink: Sink) -> None:
+        self._attached[request.request_id] = asyncio.get_running_loop().create_task(self._feed(request, sink))
+
+    def detach(self, request_id: str) -> None:
+        self._attached.pop(request_id).cancel()
+
+    async def _feed(self, request: GenerateRequest, sink: Sink) -> None:
+        """As a connection to an engine process does it: tokens that come alone go by their lines."""
+        silent = set(range(request.params.n))
+        try:
+            async with aclosing(self.generate(request)) as updates:
+                async for batch in updates:
+                    for update in batch:
+                        alone = len(update.token_ids) == 1 and update.finish_reason is None and update.logprobs is None
+                        if alone and update.index not in silent:
+                            sink.line(update.index)(update.token_ids[0], time.perf_counter())
+                        else:
+                            silent.discard(update.index)
+                            sink.take([update])
+                    await asyncio.sleep(0)
+        except DrivetrainError as error:
+            sink.fail(error)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.index_aborts.append((request_id, index))
@@ -138,6 +169,9 @@ class FakeEngine:
         self.requests.append(request)
         if self.refuse is not None:
             raise self.refuse
+        if request.embeds:
+            yield [self._embedded(request)]
+            return
         scripts = [self._limited(request, index) for index in range(request.params.n)]
         live = self._live[request.request_id] = set(range(request.params.n))
         complete = False
@@ -162,6 +196,18 @@ class FakeEngine:
                 self.aborted.append(request.request_id)
                 self.abort_seen.set()
             del self._live[request.request_id]
+
+    def _embedded(self, request: GenerateRequest) -> Update:
+        """Its numbers are the first eight token ids of the prompt, then zeros."""
+        if self.fail_at is not None:
+            return Update(request_id=request.request_id, finish_reason="error", error="page 7 was lost")
+        numbers = (request.prompt_ids + [0] * 8)[:8]
+        return Update(
+            request_id=request.request_id,
+            finish_reason="stop",
+            num_cached_tokens=self.cached,
+            embedding=struct.pack("<8f", *numbers),
+        )
 
     async def _wait(self, at: int) -> None:
         if self.gate_at is not None and at >= self.gate_at:

@@ -13,6 +13,7 @@ from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import GenerateRequest, TokenLogprob
+from drivetrain.pooling import EmbeddingFormat
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend
@@ -88,23 +89,26 @@ def tiny_engine(
     device: Device | None = None,
     end_ids: frozenset[int] = frozenset({END_ID}),
     grammars: GrammarCompiler | None = None,
+    weights: Weights | None = None,
+    spec: DecoderSpec | None = None,
+    embedding: EmbeddingFormat | None = None,
     **config: Any,
 ) -> Engine:
     """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
-    spec = tiny_spec(window=window, vocab_size=vocab_size)
+    spec = spec or tiny_spec(window=window, vocab_size=vocab_size)
     device = device or CpuBackend().open(RankInfo(), {"threads": 1})
     limits = ExecutorLimits(
         dtype="float32",
         kv_dtype="float32",
         max_num_rows=rows,
         max_step_tokens=step_tokens,
-        max_model_len=MAX_MODEL_LEN,
+        max_model_len=min(MAX_MODEL_LEN, spec.max_positions),
         page_size=page_size,
         memory=MemoryLimits(max_pages=pages),
     )
     executor = ModelRunner(device)
-    plan = executor.load(spec, RandomTensors(spec, seed), limits, lambda *progress: None)
-    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=end_ids)
+    plan = executor.load(spec, weights or RandomTensors(spec, seed), limits, lambda *progress: None)
+    model = OpenedModel(path=Path(), name="tiny", config={}, spec=spec, end_ids=end_ids, embedding=embedding)
     return connect(
         EngineConfig(model="tiny", overlap="on" if overlap else "off", max_waiting=max_waiting, **config),
         model,

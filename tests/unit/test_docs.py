@@ -18,9 +18,10 @@ from drivetrain_server.errors import KINDS
 from drivetrain_server.telemetry import Telemetry
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
+from drivetrain_server.wire.embeddings import EmbeddingRequest
 from drivetrain_server.wire.sampling import SamplingFields
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
-from drivetrain_server.wire.unservable import CHAT, COMMON, COMPLETIONS
+from drivetrain_server.wire.unservable import CHAT, COMMON, COMPLETIONS, EMBEDDINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -98,6 +99,7 @@ def fields(*models: type[BaseModel], without: type[BaseModel] | None = None) -> 
         ("fields: ChatRequest - SamplingFields", fields(ChatRequest, without=SamplingFields)),
         ("fields: ChatMessage", fields(ChatMessage)),
         ("fields: CompletionRequest - SamplingFields", fields(CompletionRequest, without=SamplingFields)),
+        ("fields: EmbeddingRequest", fields(EmbeddingRequest)),
         ("fields: TokenizeText + TokenizeChat + Detokenize", fields(TokenizeText, TokenizeChat, Detokenize)),
     ],
 )
@@ -108,8 +110,8 @@ def test_tables_of_fields_are_those_of_the_wire(mark: str, expected: list[str]) 
 def test_refused_fields_have_their_reasons() -> None:
     listed = {(names(row[0])[0], row[1]): (row[2], len(names(row[3]))) for row in table("http.md", "refused")}
     known = {
-        (name, "both" if name in COMMON else route): (rule.reason, len(rule.harmless))
-        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS))
+        (name, "both" if name in COMMON and route != "embeddings" else route): (rule.reason, len(rule.harmless))
+        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS))
         for name, rule in rules.items()
     }
     assert listed == known

@@ -54,6 +54,11 @@ class EngineConfig:
     chat_template: str | None = field(default=None, metadata=placed(""))
     """Jinja file to use instead of the model's own chat template."""
 
+    pooling: Literal["auto", "last", "mean", "none"] = field(default="auto", metadata=placed(""))
+    """Which tokens' hidden states make an embedding: `auto` is what the model folder says in `1_Pooling/config.json`,
+    so that models made for embeddings serve them; `last` or `mean` let any other model serve them too; `none` serves
+    no embeddings."""
+
     seed: int = field(default=0, metadata=placed("", least=0, most=2**63 - 1))
     """Seed of requests that bring none, and of dummy weights."""
 

@@ -43,9 +43,10 @@ class RequestPages:
     def match(self, request: Request, step_id: int) -> PrefixMatch:
         """Finds the known prefix of `request`, short of its last token, which is always computed.
 
-        A request that reports prompt logprobs needs every position computed and finds nothing.
+        A request that reports prompt logprobs, or pools the states of all its tokens, needs every position computed and
+        finds nothing.
         """
-        if self._index is None or request.params.prompt_logprobs is not None:
+        if self._index is None or request.params.prompt_logprobs is not None or request.pooling == "mean":
             return NO_MATCH
         max_blocks = (len(request.tokens) - 1) // self._page_size
         self._extend_keys(request, max_blocks)

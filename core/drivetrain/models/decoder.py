@@ -184,6 +184,12 @@ class Decoder:
             x_TD = x_TD + self._ops.embed(rows_T, self._positions_PD)
         return x_TD if self._embed_norm is None else self._ops.norm(x_TD, self._embed_norm)
 
+    def embedding(self, sums_PD: torch.Tensor) -> torch.Tensor:
+        """Sums of states that `forward` returned, as embeddings have them: float32, in the model's embedding size."""
+        if self._unembed_project is None:
+            return sums_PD
+        return self._ops.linear(sums_PD.to(self._dtype), self._unembed_project).float()
+
     def logits(self, x_KD: torch.Tensor) -> torch.Tensor:
         """Logits of rows that `forward` returned, float32 (K, V), the same on every rank."""
         if self._unembed_project is not None:

@@ -152,7 +152,8 @@ class PrefillPlanner:
         cut = end - end % self._limits.page_size
         if start < cut and end < length:
             end = cut
-        samples = end == length
+        ends = end == length
+        samples = ends and request.pooling is None
         new_pages = len(request.pages) if admitted else 0
         step.rows.append(ScheduledRow(request, request.slot, start, end - start, samples, 0, new_pages, admitted))
         step.num_tokens += end - start
@@ -163,8 +164,12 @@ class PrefillPlanner:
             request.prompt_step = step.step_id
         step.published += self._kv.publish(request, end, step.step_id)
         prefilling = self._running.prefilling
-        if samples:
-            request.in_flight += 1
+        if ends:
+            if samples:
+                request.in_flight += 1
+            else:
+                step.pooled.append(request)
+            # A pooled request has all that it needs in flight, and gets no decode row.
             request.row_limit = request.length_limit - 1
             self._running.decoding.append(request)
             if not admitted:

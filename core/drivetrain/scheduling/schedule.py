@@ -44,6 +44,9 @@ class Schedule:
     num_samples: int = 0
     """Rows that sample."""
 
+    pooled: list[Request] = field(default_factory=list[Request])
+    """Requests whose embedding this step completes."""
+
     published: list[Block] = field(default_factory=list[Block])
     """Prefix blocks whose KV this step writes."""
     dropped: set[Request] = field(default_factory=set[Request])

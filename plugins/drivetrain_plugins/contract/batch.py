@@ -152,6 +152,17 @@ class PromptLogprobs:
     top: int
 
 
+@dataclass(slots=True, kw_only=True)
+class Pooling:
+    """Tokens whose hidden states are added up, for embeddings.
+
+    Attributes:
+        spans: (P, 2) first and behind the last token of each sum, as indices into the step's tokens.
+    """
+
+    spans: Int32Array
+
+
 @dataclass(kw_only=True)
 class StepBatch:
     """All that a device needs to run one step.
@@ -178,10 +189,12 @@ class StepBatch:
         num_rows, num_tokens, num_decode_rows, num_samples: without padding.
         max_query: most tokens of a row.
         max_kv: most keys that a row reads, this step's included.
+        total_pages: as in `StepShape`.
         page_copies: (C, 2) (source, destination) pages to copy before the step.
         history: (H, 3) (slot, token, 1 if generated else 0): earlier tokens of newly assigned slots with penalties.
         cleared: slots whose token counts start again at zero before `history` is added.
         masks: there exactly if `features.masks` is set.
+        pooling: what is added up for rows that end in an embedding; only an executor that `pools` is given it.
     """
 
     step_id: int
@@ -194,6 +207,7 @@ class StepBatch:
     max_query: int
     max_kv: int
     max_pages: int
+    total_pages: int = 0
     features: SampleFeatures = field(default_factory=SampleFeatures)
     captured: bool = False
     page_copies: Int32Array | None = None
@@ -201,6 +215,7 @@ class StepBatch:
     cleared: tuple[int, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
     masks: TokenMasks | None = None
+    pooling: Pooling | None = None
 
     def section(self, name: str) -> Int32Array:
         """One section as a view, in its two-dimensional shape where it has one."""
@@ -236,6 +251,7 @@ class StepOutput:
         ranks: (num_samples,) 1 for the likeliest.
         top_ids, top_logprobs: (num_samples, k) likeliest tokens, best first.
         prompt_*: the same for `PromptLogprobs`, (Q,) and (Q, k).
+        pooled: (P, D) sums of hidden states after the final norm, one for each span of `Pooling`.
     """
 
     token_ids: Int32Array
@@ -247,6 +263,7 @@ class StepOutput:
     prompt_ranks: Int32Array | None = None
     prompt_top_ids: Int32Array | None = None
     prompt_top_logprobs: Float32Array | None = None
+    pooled: Float32Array | None = None
 
 
 class Ticket(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -63,7 +64,13 @@ class ExecutorLimits:
 
 
 class Executor(ABC):
-    """Runs the steps of one model on one rank."""
+    """Runs the steps of one model on one rank.
+
+    Attributes:
+        pools: whether it serves `StepBatch.pooling`, which embeddings need.
+    """
+
+    pools: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -106,6 +113,10 @@ class Executor(ABC):
         """Free the device."""
 
 
+_NOT_BY_SAMPLE = ("prompt_", "pooled")
+"""Results whose rows are not those that sampled."""
+
+
 class FetchedStep:
     """The ticket of a step whose results are fetched by a `Runtime`, under the names of `StepOutput`.
 
@@ -126,5 +137,5 @@ class FetchedStep:
         """Block until the results are on the host; raises what `Fetch.wait` raises."""
         count = self._num_samples
         return StepOutput(
-            **{name: x if name.startswith("prompt_") else x[:count] for name, x in self._fetch.wait().items()}
+            **{name: x if name.startswith(_NOT_BY_SAMPLE) else x[:count] for name, x in self._fetch.wait().items()}
         )

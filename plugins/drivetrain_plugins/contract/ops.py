@@ -15,7 +15,7 @@ import torch
 
 from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, PagedAttention
-from drivetrain_plugins.contract.batch import BatchLayout, SampleFeatures
+from drivetrain_plugins.contract.batch import BatchLayout, Int32Array, SampleFeatures
 from drivetrain_plugins.contract.communicator import Communicator
 from drivetrain_plugins.contract.memory import KVCache
 from drivetrain_plugins.contract.model import Activation, DecoderSpec, LayerSpec, MlpSpec
@@ -214,6 +214,14 @@ class Ops:
             inputs: with the masks of `TokenMasks` where `features.masks` is set.
         """
         return reference.sample(logits_KV, inputs, slots, features)
+
+    def pool(self, x_TD: torch.Tensor, spans_P2: Int32Array) -> torch.Tensor:
+        """Sums of hidden states, float32 (P, D).
+
+        Args:
+            spans_P2: on the host: first and behind the last token of each sum.
+        """
+        return torch.stack([x_TD[first:last].sum(0, dtype=torch.float32) for first, last in spans_P2.tolist()])
 
     def token_logprobs(
         self, logits_QV: torch.Tensor, targets_Q: torch.Tensor, top: int

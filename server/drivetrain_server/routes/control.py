@@ -16,6 +16,7 @@ from drivetrain.messages import EngineStats, Phase
 from drivetrain.version import __version__
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.lifecycle import State
+from drivetrain_server.pages import add_pages
 from drivetrain_server.service import Service
 
 PHASE_PERIOD_S = 0.2
@@ -23,11 +24,14 @@ STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
+POST /v1/embeddings
 GET  /v1/models             GET  /v1/models/{{id}}
 POST /tokenize              POST /detokenize
 GET  /health                GET  /ready
 GET  /metrics               GET  /version
 GET  /openapi.json
+
+In a browser, / is a chat page; /playground and /reference are beside it.
 """
 
 
@@ -49,10 +53,7 @@ def control_app(service: Service) -> FastAPI:
         """Version of the server."""
         return {"version": __version__}
 
-    @app.get("/", response_class=PlainTextResponse)
-    async def index() -> str:  # pyright: ignore[reportUnusedFunction]
-        """The routes."""
-        return INDEX.format(version=__version__)
+    add_pages(app, INDEX.format(version=__version__))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -13,7 +13,7 @@ from drivetrain_server.wire.validation import refuse
 MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}, "minItems": 1}
-_PROMPT_SCHEMA = {
+PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
@@ -25,7 +25,7 @@ _PROMPT_SCHEMA = {
 Prompts = list[str] | list[list[int]]
 
 
-def _prompts(value: object) -> Prompts:
+def prompts(value: object) -> Prompts:
     """Any of the four shapes as a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -60,7 +60,7 @@ class CompletionRequest(SamplingFields):
     """Text or tokens to go on from."""
 
     prompt: Annotated[
-        list[str] | list[list[int]], BeforeValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA, mode="validation")
+        list[str] | list[list[int]], BeforeValidator(prompts), WithJsonSchema(PROMPT_SCHEMA, mode="validation")
     ]
     max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     echo: bool | None = None

@@ -53,6 +53,16 @@ COMPLETIONS: dict[str, Unservable] = COMMON | {
     "prompt_embeds": Unservable(reason="send text or token ids as prompt"),
 }
 
+EMBEDDINGS: dict[str, Unservable] = {
+    "messages": Unservable(reason="send the text as input"),
+    "truncate_prompt_tokens": Unservable(reason="inputs are never cut; shorten it before sending"),
+    "truncation_side": Unservable(reason="inputs are never cut; shorten it before sending"),
+    "input_type": Unservable(reason="write the prefix that the model wants into the input"),
+    "embed_dtype": Unservable(reason="embeddings are float32", harmless=("float32",)),
+    "endianness": Unservable(reason="base64 is little-endian", harmless=("native", "little")),
+    "softmax": Unservable(reason=_HINT, harmless=(False,)),
+}
+
 CHAT: dict[str, Unservable] = COMMON | {
     "tools": Unservable(reason=_TOOLS, harmless=([],)),
     "tool_choice": Unservable(reason=_TOOLS, harmless=("none", "auto")),

@@ -70,7 +70,8 @@ def family_of(config: Mapping[str, object]) -> Family:
         UnsupportedModel: no such family; lists those that there are.
     """
     name = _architecture(config)
-    family = FAMILIES.get(name)
+    # Models made for embeddings are often stored without their output matrix, under the name of the bare decoder.
+    family = FAMILIES.get(name) or FAMILIES.get(f"{name.removesuffix('Model')}ForCausalLM")
     if family is not None:
         return family
     known = sorted(architecture for family in _FAMILIES for architecture in family.architectures)
@@ -97,6 +98,8 @@ def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
     given = {key: value for key, value in values.items() if value is not None}
     reader = ModelConfig({**family.defaults, **given}, _architecture(config))
     reader.require("is_encoder_decoder", False)
+    reader.require("is_causal", True)
+    reader.require("use_bidirectional_attention", False)
     return family.spec(reader)
 
 

@@ -21,7 +21,7 @@ from drivetrain_triton.sampling.logprobs import token_logprobs
 
 
 class Sampler:
-    """Masks, biases, penalties, temperature, filters, noise, as `contract.reference.sample`; no table beside the logits.
+    """Masks, biases, penalties, temperature, filters, noise, as `reference.sample`, with no table beside the logits.
 
     A row that padding repeats is sampled again with the same result. Counts are added once a sample, as the reference
     does; core lets padding repeat only a row of the dummy slot when there are penalties.
