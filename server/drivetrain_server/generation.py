@@ -13,7 +13,7 @@ import orjson
 from drivetrain.completion_text import TextDelta
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest
-from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
+from drivetrain_server.answers.answer import Answer, AnswerShape, PromptRun, usage_of
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry
 
@@ -73,7 +73,7 @@ class Generation:
                 yield self._counted(prompt, batch)
 
     async def stream(self, exchange: Exchange, shape: AnswerShape, *, usage_event: bool, usage_always: bool) -> None:
-        """Send the answer as events, ended by `[DONE]`."""
+        """Send the answer as events."""
         usage = b',"usage":null' if usage_event else b""
         opened: set[int] = set()
         held: Batch = []
@@ -95,8 +95,7 @@ class Generation:
                 if rendered := b"".join(events):
                     await exchange.event(rendered)
         assert not held, "the engine brought no log-probabilities of the prompt"
-        tail = shape.usage(usage_of(self.prompts)) if usage_event else b""
-        await exchange.event(tail + DONE, more=False)
+        await exchange.event(shape.ending(self.prompts, usage_event=usage_event), more=False)
 
     async def whole(self, exchange: Exchange, shape: AnswerShape, *, best: int) -> None:
         """Send the answer as one body, with the `best` likeliest answers to each prompt."""

@@ -76,8 +76,8 @@ class ChatShape:
         events = self._turns.push(choice, delta)
         return b"".join([self._event(choice, event, usage) for event in events])
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return self._envelope.usage_event(CHUNK, usage)
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        return self._envelope.ending(CHUNK, prompts, usage_event=usage_event)
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:
         prompt = prompts[0]
