@@ -15,7 +15,7 @@ from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
-from drivetrain.messages import EngineInfo, GenerateRequest
+from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.model_store import resolve_model
 from drivetrain.pooling import EMBEDDING_PARAMS, check_dimensions, check_embeds, embedding_of
 from drivetrain.sampling import SamplingParams
@@ -102,6 +102,12 @@ class Frontend:
         if info is None:
             raise EngineError("the engine is not ready; wait for its start to end")
         return info
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine, to stream answers from."""
+        assert isinstance(self.engine, EngineClient), "an engine in this process is stepped, not streamed from"
+        return self.engine
 
     def encode(
         self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, allow_empty: bool = False
@@ -273,30 +279,13 @@ class Frontend:
             RequestFailed: the engine failed or aborted a completion.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
-        params = request.params
-        engine = self.engine
-        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
-        texts = [self.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)]
-        live = params.n
+        engine = self.client
+        answer = AnswerText(self, request, shown=shown)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
-                deltas: dict[int, TextDelta] = {}
-                for update in batch:
-                    text = texts[update.index]
-                    if text.finish_reason is not None:
-                        continue
-                    delta = text.push(update)
-                    if delta.finish_reason in ("error", "abort"):
-                        raise RequestFailed(update.error or "the engine aborted this request before it finished")
-                    if delta.finish_reason is not None:
-                        live -= 1
-                        if update.finish_reason is None and live:
-                            engine.abort(request.request_id, update.index)
-                    earlier = deltas.get(update.index)
-                    deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
-                if deltas:
-                    yield list(deltas.values())
-                if not live:
+                if deltas := answer.push(batch):
+                    yield deltas
+                if not answer.num_live:
                     return
         raise RequestFailed("the engine ended the stream of this request before its answer was complete")
 
@@ -310,6 +299,51 @@ class Frontend:
                 if ids and max(ids) < vocab_size and ids not in found:
                     found.append(ids)
         return found
+
+
+class AnswerText:
+    """The text of all completions of one request as updates arrive.
+
+    Args:
+        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+
+    Attributes:
+        completions: by index.
+        num_live: completions that have not ended.
+    """
+
+    __slots__ = ("_engine", "_request_id", "completions", "num_live")
+
+    def __init__(self, frontend: Frontend, request: GenerateRequest, *, shown: frozenset[int] = frozenset()) -> None:
+        self._engine = frontend.client
+        self._request_id = request.request_id
+        params = request.params
+        self.completions = [
+            frontend.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)
+        ]
+        self.num_live = params.n
+
+    def push(self, updates: Sequence[Update]) -> list[TextDelta]:
+        """Take updates in: one delta a completion for all of them. A completion that a stop string ended is aborted.
+
+        Raises:
+            RequestFailed: the engine failed or aborted a completion.
+        """
+        deltas: dict[int, TextDelta] = {}
+        for update in updates:
+            text = self.completions[update.index]
+            if text.finish_reason is not None:
+                continue
+            delta = text.push(update)
+            if delta.finish_reason in ("error", "abort"):
+                raise RequestFailed(update.error or "the engine aborted this request before it finished")
+            if delta.finish_reason is not None:
+                self.num_live -= 1
+                if update.finish_reason is None and self.num_live:
+                    self._engine.abort(self._request_id, update.index)
+            earlier = deltas.get(update.index)
+            deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
+        return list(deltas.values())
 
 
 def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +19,31 @@ JSON_TYPE = (b"content-type", b"application/json")
 EVENTS_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 ABORT_EXTENSION = "drivetrain.abort"
 """ASGI extension of our HTTP protocol: a callable that drops the connection at once."""
+
+DIRECT_EXTENSION = "drivetrain.direct"
+"""ASGI extension of our HTTP protocol: a `DirectWriter`."""
+
+
+class FlowState(Protocol):
+    """What a connection says about the bytes that it has not sent yet."""
+
+    write_paused: bool
+    """More of them are waiting than is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectWriter:
+    """Writes to a connection without a coroutine in between.
+
+    Only for chunks in the middle of a body: the first part and the last one go through ASGI's `send`. Nothing may be
+    written while `flow.write_paused`.
+
+    Attributes:
+        write: takes bytes that are framed as chunks already.
+    """
+
+    write: Callable[[bytes], None]
+    flow: FlowState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +128,14 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.last_sent = perf_counter()
         self.sending_since = None
+
+    @property
+    def direct(self) -> DirectWriter | None:
+        """The way around ASGI for events of a stream that has begun; None where the HTTP server has none."""
+        if not self.events or self.complete:
+            return None
+        extensions = cast("dict[str, object]", self.scope.get("extensions") or {})
+        return cast("DirectWriter | None", extensions.get(DIRECT_EXTENSION))
 
     async def event(self, events: bytes, *, more: bool = True) -> None:
         """Send rendered events; the first one starts the answer."""

@@ -112,6 +112,11 @@ class AnswerShape(Protocol):
         """Events of new text; empty where there is nothing to say yet. `usage` is spliced in as it is."""
         ...
 
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        """What stands before and after the JSON text in an event that tells new text of a choice and nothing else;
+        None where the next text may have to look otherwise. Asked again after each `chunk`."""
+        ...
+
     def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
         """The end of a stream."""
         ...

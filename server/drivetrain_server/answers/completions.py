@@ -84,6 +84,11 @@ class CompletionShape:
             usage,
         )
 
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        if not self._plain:
+            return None
+        return self._choice_head(choice), b',"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
+
     def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
         return self._envelope.ending(KIND, prompts, usage_event=usage_event)
 

@@ -174,6 +174,7 @@ class GenerateRoute(ABC, Generic[Fields]):
             requests,
             plan.prompts,
             telemetry=self.service.telemetry,
+            pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
             empty=plan.empty,
             shown=plan.shown,
