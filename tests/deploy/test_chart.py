@@ -16,8 +16,6 @@ from drivetrain_server.telemetry import Telemetry
 
 MISSING = "the extra deploy is not installed; `make check-deploy` does that"
 helm = pytest.importorskip("helm_python.chart", reason=MISSING)
-    "helm_python.chart", reason="helm-python-sdk is not installed; `make check-deploy` does that"
-)
 schemas = pytest.importorskip("kubernetes_validate", reason=MISSING)
 
 KUBERNETES = ("1.29", "1.37")
