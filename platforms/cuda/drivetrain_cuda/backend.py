@@ -61,9 +61,9 @@ def _make_context(ordinal: int) -> int:
 
 
 def _load_triton_driver() -> None:
-    from triton.runtime import driver
+    from drivetrain_triton.launch import load_driver
 
-    _ = driver.active.utils
+    load_driver()
 
 
 def set_precision() -> None:
