@@ -37,11 +37,15 @@ class CudaBackend(Backend):
         # imported meanwhile.
         with ThreadPoolExecutor(2, "open") as pool:
             context = pool.submit(_make_context, rank.local_rank)
-            pool.submit(_load_triton_driver)
+            # Two threads that import Triton at once make one of them fail; so it is imported here.
+            from drivetrain_triton.launch import load_driver
+
+            driver = pool.submit(load_driver)
             from drivetrain_cuda.device import CudaDevice
 
             try:
                 others = context.result()
+                driver.result()
                 torch.cuda.set_device(rank.local_rank)
                 set_precision()
                 return CudaDevice(rank, settings, others=others)
@@ -58,12 +62,6 @@ def _make_context(ordinal: int) -> int:
     torch.cuda.set_device(ordinal)
     torch.cuda.current_blas_handle()
     return others
-
-
-def _load_triton_driver() -> None:
-    from drivetrain_triton.launch import load_driver
-
-    load_driver()
 
 
 def set_precision() -> None:
