@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
+from drivetrain.errors import RequestError
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
@@ -17,6 +18,7 @@ from drivetrain_server.exchange import Exchange
 from drivetrain_server.generation import Generation
 from drivetrain_server.service import Service, fingerprint, ignored_fields
 from drivetrain_server.wire.sampling import SamplingFields
+from drivetrain_server.wire.structured import about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
 from drivetrain_server.wire.validation import refuse
 
@@ -82,6 +84,7 @@ class GenerateRoute(ABC):
             if fields.streams:
                 stack.enter_context(service.pulse.watching(exchange))
             plan = await self.plan(frontend, fields, envelope)
+            await _check_grammar(frontend, fields, plan.params)
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
@@ -134,3 +137,18 @@ class GenerateRoute(ABC):
             empty=plan.empty,
             shown=plan.shown,
         )
+
+
+async def _check_grammar(frontend: Frontend, fields: SamplingFields, params: SamplingParams) -> None:
+    """Compile the grammar aside, before it comes to the engine.
+
+    Raises:
+        HttpError: 400, with the field that brought it.
+    """
+    if params.grammar is None:
+        return
+    try:
+        await frontend.check_grammar(params.grammar)
+    except RequestError as error:
+        demanded = fields.demanded()
+        raise about("tools" if demanded is None else demanded[0], error) from None
