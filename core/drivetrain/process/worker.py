@@ -229,7 +229,8 @@ class Worker:
 
     def _compile_aside(self, engine: Engine, frontend: _Frontend, submit: Submit) -> bool:
         """Compile a grammar that the engine does not know in a thread, so that others' steps go on meanwhile."""
-        grammar, grammars = submit.request.params.grammar, engine.grammars
+        grammar = submit.request.params.grammar
+        grammars = None if grammar is None else engine.grammars
         if grammar is None or grammars is None or grammars.has(grammar):
             return False
 
