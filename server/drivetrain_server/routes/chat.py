@@ -59,6 +59,7 @@ class ChatRoute(GenerateRoute[ChatRequest]):
             conversation.turns,
             num_logprobs=fields.num_logprobs,
             token_ids=bool(fields.return_token_ids),
+            reasoning=fields.include_reasoning is not False,
         )
         return Plan(
             prompts=[PromptRun(token_ids=conversation.prompt_ids)],
