@@ -18,6 +18,7 @@ class CompletionsRoute(GenerateRoute):
 
     unservable = COMPLETIONS
     id_prefix = "cmpl-"
+    operation = "text_completion"
 
     def parse(self, body: JsonObject) -> CompletionRequest:
         return parse(CompletionRequest, body)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +46,8 @@ class GenerateRoute(ABC):
 
     unservable: ClassVar[dict[str, Unservable]]
     id_prefix: ClassVar[str]
+    operation: ClassVar[str] = "chat"
+    """What is done, in the words of OpenTelemetry."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -73,15 +74,9 @@ class GenerateRoute(ABC):
             fingerprint=fingerprint(info),
         )
         exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
-        tenant = exchange.tenant
-        service.keys.enter(tenant)
-        async with AsyncExitStack() as stack:
-            stack.callback(service.keys.leave, tenant)
-            stack.enter_context(service.lifecycle.serving(exchange))
-            await stack.enter_async_context(exchange.attended())
-            if fields.streams:
-                stack.enter_context(service.pulse.watching(exchange))
+        async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope)
+            exchange.runs = plan.prompts
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
@@ -131,6 +126,7 @@ class GenerateRoute(ABC):
             telemetry=self.service.telemetry,
             pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
+            operation=self.operation,
             empty=plan.empty,
             shown=plan.shown,
         )
