@@ -74,10 +74,10 @@ class BatchBuilder:
         prompt_logprobs = None if follows else prompt_logprobs_of(rows)
         pooling = None if follows else pooling_of(rows)
         form = self._last_form if follows else None
-        if form is None or not form.holds(updates, self._max_kv):
-            form = self._last_form = self._choose_form(
-                schedule, updates, may_capture=prompt_logprobs is None and pooling is None
-            )
+        total_pages = self._total_pages(rows, follows=follows) if self._policy.total_page_buckets else 0
+        if form is None or not form.holds(updates, self._max_kv, total_pages):
+            may_capture = prompt_logprobs is None and pooling is None
+            form = self._last_form = self._choose_form(schedule, updates, total_pages, may_capture=may_capture)
         layout, shape = form.layout, form.shape
         penalized = [row for row in updates.admitted if row.request.params.penalized]
         batch = StepBatch(
@@ -91,6 +91,7 @@ class BatchBuilder:
             max_query=1 if shape.decode_only else max(row.num_tokens for row in rows),
             max_kv=self._max_kv,
             max_pages=shape.pages,
+            total_pages=shape.total_pages,
             features=features,
             captured=form.captured,
             page_copies=np.array(schedule.page_copies, np.int32) if schedule.page_copies else None,
@@ -121,7 +122,12 @@ class BatchBuilder:
         self._features = None if biased or not decodes else features_of(rows)
         return False
 
-    def _choose_form(self, schedule: Schedule, updates: _Updates, *, may_capture: bool) -> _Form:
+    def _total_pages(self, rows: Sequence[ScheduledRow], *, follows: bool) -> int:
+        """Pages that all rows read together."""
+        lengths = 1 if follows else np.array([row.num_tokens for row in rows], np.int32)
+        return int((-(-(self._starts + lengths) // self._page_size)).sum())
+
+    def _choose_form(self, schedule: Schedule, updates: _Updates, total_pages: int, *, may_capture: bool) -> _Form:
         num_rows, num_tokens = len(schedule.rows), schedule.num_tokens
         max_pages = -(-self._max_kv // self._page_size)
         shape = padded_shape(
@@ -131,6 +137,7 @@ class BatchBuilder:
             num_samples=schedule.num_samples,
             pages=max_pages,
             decode_only=num_tokens == num_rows,
+            total_pages=total_pages,
         )
         layout, captured = self._layout(schedule, shape, updates, may_capture=may_capture)
         return _Form(
@@ -139,6 +146,7 @@ class BatchBuilder:
             captured=captured,
             padding=self._padding(layout, captured=captured, decode_only=shape.decode_only),
             max_kv=max_pages * self._page_size,
+            total_pages=shape.total_pages,
             groups=updates.groups,
             may_recur=not updates.admitted and not updates.biases,
         )
@@ -231,6 +239,7 @@ class _Form:
 
     Attributes:
         max_kv: keys of the longest row for which it is right.
+        total_pages: pages of all rows together for which it is right.
         may_recur: whether steps that follow may have it.
     """
 
@@ -239,16 +248,16 @@ class _Form:
     captured: bool
     padding: Int32Array
     max_kv: int
+    total_pages: int
     groups: SharedGroups | None
     may_recur: bool
 
-    def holds(self, updates: _Updates, max_kv: int) -> bool:
+    def holds(self, updates: _Updates, max_kv: int, total_pages: int) -> bool:
         """Whether it is the form of a step that follows with these updates."""
         num_pages, room = len(updates.pages), self.layout.page_updates
         fits = num_pages <= room if self.captured else num_pages == room
-        return (
-            self.may_recur and fits and not updates.biases and max_kv <= self.max_kv and updates.groups is self.groups
-        )
+        fits &= max_kv <= self.max_kv and total_pages <= self.total_pages
+        return self.may_recur and fits and not updates.biases and updates.groups is self.groups
 
 
 def _padding(layout: BatchLayout, dummy_slot: int, *, decode_only: bool) -> Int32Array:

@@ -12,18 +12,27 @@ _MANY_PAGES = 8
 
 
 def padded_shape(
-    policy: ShapePolicy, *, num_rows: int, num_tokens: int, num_samples: int, pages: int, decode_only: bool
+    policy: ShapePolicy,
+    *,
+    num_rows: int,
+    num_tokens: int,
+    num_samples: int,
+    pages: int,
+    decode_only: bool,
+    total_pages: int = 0,
 ) -> StepShape:
     """The shape that a step is padded to. Padding tokens get a padding row to belong to, and so do padding samples.
 
     Raises:
         ValueError: a sealed policy has no bucket for a step of this size.
     """
-    shape = policy.pad(rows=num_rows, tokens=num_tokens, pages=pages, decode_only=decode_only)
+    shape = policy.pad(rows=num_rows, tokens=num_tokens, pages=pages, decode_only=decode_only, total_pages=total_pages)
     padded = shape.tokens > num_tokens or (shape.captured and num_samples < num_rows)
     if decode_only or not padded or shape.rows > num_rows:
         return shape
-    return policy.pad(rows=num_rows + 1, tokens=shape.tokens, pages=shape.pages, decode_only=False)
+    return policy.pad(
+        rows=num_rows + 1, tokens=shape.tokens, pages=shape.pages, decode_only=False, total_pages=total_pages
+    )
 
 
 def captured_layout(
@@ -46,6 +55,16 @@ def captured_layout(
     Returns:
         None if it has more page updates than any captured step of this shape has room for.
     """
+    if shape.total_pages:  # one layout for every step of the shape
+        return BatchLayout(
+            rows=shape.rows,
+            tokens=shape.tokens,
+            samples=shape.rows,
+            page_updates=shape.total_pages,
+            slot_updates=shape.rows,
+            biases=biases,
+            shared_groups=shared_groups,
+        )
     room = shape.rows if shape.decode_only else shape.rows + shape.tokens // page_size
     if page_updates > room:
         room *= _MANY_PAGES
@@ -71,11 +90,12 @@ def largest_layout(policy: ShapePolicy, *, rows: int, tokens: int, columns: int,
     """
     rows = max((rows, *policy.row_buckets, *policy.mixed_row_buckets)) + 1
     tokens = max((tokens, *policy.token_buckets))
+    most_updates = max((tokens // page_size + rows + columns, *policy.total_page_buckets))
     layout = BatchLayout(
         rows=rows,
         tokens=tokens,
         samples=rows,
-        page_updates=tokens // page_size + rows + columns,
+        page_updates=most_updates,
         slot_updates=rows,
         biases=rows,
         shared_groups=policy.max_shared_groups,

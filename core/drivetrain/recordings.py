@@ -57,6 +57,7 @@ class Recorded:
     Attributes:
         layout: without biases, which only the sampler reads, and never inside of a recording.
         pages: upper bound of pages a row.
+        total_pages: of all rows together, as in `StepShape`.
         features: what the recorded sampler does, or None if the recording ends with the logits.
     """
 
@@ -64,6 +65,7 @@ class Recorded:
     pages: int
     features: SampleFeatures | None
     decode_only: bool
+    total_pages: int = 0
 
     @property
     def shape(self) -> StepShape:
@@ -75,6 +77,7 @@ class Recorded:
             decode_only=self.decode_only,
             captured=True,
             shared_groups=self.layout.shared_groups,
+            total_pages=self.total_pages,
         )
 
 
@@ -157,7 +160,7 @@ class _Recording:
 
 def samples_inside(features: SampleFeatures, policy: ShapePolicy) -> bool:
     """Whether a recording may hold a sampler that does this."""
-    if features.biases or features.logprobs >= 0:
+    if not policy.samples_inside or features.biases or features.logprobs >= 0:
         return False
     asked = (("random", features.random), ("filters", features.filters), ("penalties", features.penalties))
     return all(name in policy.captured_sampling for name, wanted in asked if wanted)
@@ -181,6 +184,7 @@ def padding_batch(
         max_query=longest,
         max_kv=longest,
         max_pages=shape.pages,
+        total_pages=shape.total_pages,
         features=features or SampleFeatures(),
         captured=shape.captured,
     )

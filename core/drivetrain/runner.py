@@ -5,6 +5,8 @@ R rows, T tokens, K samples, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +25,8 @@ from drivetrain_plugins.contract.ops import StepContext
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SlotState
 from drivetrain_plugins.errors import OutOfMemory
+
+_log = logging.getLogger(__name__)
 
 _SCORED_AT_ONCE = 256
 _COUNTS_LATER = 256 << 20
@@ -49,13 +53,16 @@ class ModelRunner(Executor):
     @torch.inference_mode()
     def load(self, spec: DecoderSpec, weights: Weights, limits: ExecutorLimits, progress: Progress) -> MemoryPlan:
         device = self._device
-        self._limits = limits
-        self._policy = policy = device.shape_policy(limits)
         self._decoder = Decoder(spec, device, limits.dtype, limits.max_model_len)
         wait_for_kernels = device.compile_ahead(self._decoder.share, limits, progress)
         self._cache: KVCache = device.allocator.reserve(
             self._decoder.kv_spec(limits.kv_dtype, limits.page_size), limits.memory
         )
+        most_pages = self._cache.most_pages
+        if most_pages is not None and most_pages < limits.memory.max_pages:
+            limits = replace(limits, memory=replace(limits.memory, max_pages=most_pages))
+        self._limits = limits
+        self._policy = policy = device.shape_policy(limits)
         self._decoder.load(weights, progress)
         self._slots = SlotState(
             num_slots=limits.max_num_rows,
@@ -98,7 +105,11 @@ class ModelRunner(Executor):
         if step is None:
             return self._prepare_device()
         if step not in self._recordings:
-            self._record(step)
+            self._device.runtime.preparing(True)
+            try:
+                self._record(step)
+            finally:
+                self._device.runtime.preparing(False)
         return True
 
     @torch.inference_mode()
@@ -152,6 +163,7 @@ class ModelRunner(Executor):
             pages=batch.max_pages,
             decode_only=batch.decode_only,
             shared_groups=layout.shared_groups,
+            total_pages=batch.total_pages,
         )
         return self._run(layout, shape, batch, batch.features, keep_all=keep_all)
 
@@ -163,6 +175,7 @@ class ModelRunner(Executor):
             pages=batch.max_pages if self._policy.page_buckets else self._limits.max_pages,
             features=batch.features if inside else None,
             decode_only=batch.decode_only,
+            total_pages=batch.total_pages,
         )
         if step not in self._recordings and self._recordings.is_due(step):
             self._record(step)
@@ -270,14 +283,32 @@ class ModelRunner(Executor):
 
     def _warm(self, progress: Progress) -> None:
         """Run the largest steps and record the first shapes, all on the null page."""
-        warm_up = self._warm_up
+        self._device.runtime.preparing(True)
+        try:
+            self._prepare_shapes(progress)
+        finally:
+            self._device.runtime.preparing(False)
+
+    def _prepare_shapes(self, progress: Progress) -> None:
+        warm_up, budget_s, begin = self._warm_up, self._policy.record_budget_s, time.monotonic()
         total = len(warm_up.eager) + len(warm_up.recorded_first)
         progress("warm up", 0, total, "steps")
         for done, (layout, shape, features) in enumerate(warm_up.eager, start=1):
             self._execute(padding_batch(layout, shape, self._slots.dummy_slot, features)).wait()
             progress("warm up", done, total + 1, "steps")
-        for done, step in enumerate(warm_up.recorded_first, start=len(warm_up.eager) + 1):
+        for index, step in enumerate(warm_up.recorded_first):
+            if budget_s is not None and time.monotonic() - begin > budget_s:
+                warm_up.postpone(warm_up.recorded_first[index:])
+                _log.warning(
+                    "warm-up ended after its %g s with %d of %d shapes prepared; the other %d are prepared while nobody"
+                    " waits, and a request that needs one before waits for it",
+                    budget_s,
+                    index,
+                    len(warm_up.recorded_first),
+                    warm_up.num_left,
+                )
+                break
             self._recordings.record(step)
-            progress("warm up", done, total + 1, "steps")
+            progress("warm up", len(warm_up.eager) + index + 1, total + 1, "steps")
         self._device.runtime.synchronize()
         progress("warm up", total, total, "steps")

@@ -5,6 +5,8 @@ The other recordings are made while nobody waits, or when they are due.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from drivetrain.layouts import captured_layout
 from drivetrain.recordings import Recorded, samples_inside
 from drivetrain_plugins.contract.batch import BatchLayout, SampleFeatures
@@ -33,9 +35,23 @@ class WarmUp:
         self.eager = self._eager(bool(decodes))
         self.recorded_first: list[Recorded] = []
         self._later: list[Recorded] = []
-        if decodes:
+        if policy.records_all:
+            shapes = policy.captured_shapes(page_size=limits.page_size, max_pages=limits.max_pages)
+            steps = [step for shape in shapes for step in self._steps(shape)]
+            # The largest one first, so that what is left is measured rightly even if the time does not suffice.
+            self.recorded_first = steps[-1:] + steps[:-1]
+        elif decodes:
             self.recorded_first = [*self._largest_mixed(), *self._decode(decodes[-1]), *self._decode(decodes[0])]
             self._later = [step for rows in decodes[-2:0:-1] for step in self._decode(rows)]
+
+    def postpone(self, steps: Sequence[Recorded]) -> None:
+        """Leave steps that should have been recorded first for when nobody waits, in this order."""
+        self._later = list(reversed(steps))
+
+    @property
+    def num_left(self) -> int:
+        """Recordings that `next_recording` still has to give."""
+        return len(self._later)
 
     def next_recording(self) -> Recorded | None:
         """The next step to record while nobody waits, small ones first; None if all are recorded."""
@@ -66,10 +82,16 @@ class WarmUp:
     def _steps(self, shape: StepShape) -> list[Recorded]:
         layout = captured_layout(shape, self._limits.page_size)
         assert layout is not None, "a step without page updates has room for them"
-        features = [each for each in (_GREEDY, _RANDOM) if samples_inside(each, self._policy)]
+        inside = [each for each in (_GREEDY, _RANDOM) if samples_inside(each, self._policy)]
         return [
-            Recorded(layout=layout, pages=shape.pages, features=each, decode_only=shape.decode_only)
-            for each in features
+            Recorded(
+                layout=layout,
+                pages=shape.pages,
+                features=each,
+                decode_only=shape.decode_only,
+                total_pages=shape.total_pages,
+            )
+            for each in inside or [None]
         ]
 
     @property

@@ -22,6 +22,7 @@ from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.exchange import ClientGone, Exchange, SlowReader
 from drivetrain_server.lifecycle import FrontendFactory, Lifecycle
 from drivetrain_server.openapi import raw_paths
+from drivetrain_server.pages import is_page
 from drivetrain_server.peers import Peers
 from drivetrain_server.pulse import STALL_S
 from drivetrain_server.routes.chat import ChatRoute
@@ -37,7 +38,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499
 FAIL_TIMEOUT_S = 5.0
 OPEN_PATHS = ("/health", "/ready")
-"""What is answered without a key; `/metrics` too where the operator says so."""
+"""What is answered without a key, beside the static pages; `/metrics` too where the operator says so."""
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
 
@@ -154,7 +155,7 @@ class Application:
 
     def _admit(self, exchange: Exchange) -> None:
         path = exchange.path
-        if path in OPEN_PATHS or (path == "/metrics" and self.service.config.metrics_public):
+        if path in OPEN_PATHS or is_page(path) or (path == "/metrics" and self.service.config.metrics_public):
             return
         exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"))
 

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,7 @@ from drivetrain.errors import ConfigError
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited
+from drivetrain_server.running import recorded
 
 logger = logging.getLogger("drivetrain.server")
 
@@ -50,7 +52,9 @@ def serve(
         ConfigError: the address cannot be listened on.
         DrivetrainError: the engine could not start.
     """
-    with bind(config) as listener:
+    listener = bind(config)
+    name = engine_config.served_model_name or Path(engine_config.model).name
+    with listener, recorded(address_of(listener), name):
         asyncio.run(
             _serve(engine_factory(engine_config), frontend_factory, config, listener=listener, announce=announce)
         )

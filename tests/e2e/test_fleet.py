@@ -30,7 +30,7 @@ api_processes = 3
 api_keys = ["one", "two"]
 max_requests_per_key = 6
 metrics_public = true
-drain_s = 20
+drain_s = 90
 
 [backend_options.cpu]
 threads = 1
@@ -148,12 +148,12 @@ def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_b
 
 def test_sigterm_lets_every_process_finish(fleet: ServeProcess) -> None:
     with ThreadPoolExecutor(6) as pool:
-        running = [pool.submit(post, fleet, max_tokens=400) for _ in range(6)]
+        running = [pool.submit(post, fleet, max_tokens=300) for _ in range(6)]
         until(lambda: open_requests(fleet) == 6)
         fleet.process.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(fleet.url + "/ready").status_code == 503)
         late = [post(fleet, "two", max_tokens=1) for _ in range(4)]
         assert {answer.status_code for answer in late} == {503}
         assert {answer.json()["error"]["code"] for answer in late} == {"draining"}
-        assert [answer.result().status_code for answer in running] == [200] * 6
+        assert [answer.result().text for answer in running if answer.result().status_code != 200] == []
     assert fleet.process.wait(20) == 0

@@ -94,9 +94,10 @@ def padded_shape(rows: Sequence[Row], policy: ShapePolicy, page_size: int) -> St
     tokens = sum(len(row.ids) for row in rows)
     pages = max(-(-(row.start + len(row.ids)) // page_size) for row in rows)
     decode_only = tokens == len(rows)
-    shape = policy.pad(rows=len(rows), tokens=tokens, pages=pages, decode_only=decode_only)
+    total = sum(-(-(row.start + len(row.ids)) // page_size) for row in rows)
+    shape = policy.pad(rows=len(rows), tokens=tokens, pages=pages, decode_only=decode_only, total_pages=total)
     if shape.tokens > tokens and shape.rows == len(rows):
-        shape = policy.pad(rows=len(rows) + 1, tokens=shape.tokens, pages=pages, decode_only=False)
+        shape = policy.pad(rows=len(rows) + 1, tokens=shape.tokens, pages=pages, decode_only=False, total_pages=total)
     return shape
 
 
@@ -132,6 +133,7 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         max_query=max(len(row.ids) for row in rows),
         max_kv=max_kv,
         max_pages=max(shape.pages, -(-max_kv // packing.page_size)),
+        total_pages=shape.total_pages,
         features=packing.features,
         captured=captured,
         page_copies=np.array(packing.page_copies, np.int32) if packing.page_copies else None,

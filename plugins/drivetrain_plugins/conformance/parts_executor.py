@@ -65,7 +65,7 @@ class PartsExecutor(Executor):
             device=device.torch_device,
         )
         self._packed = torch.zeros(_MAX_PACKED, dtype=torch.int32, device=device.torch_device)
-        self._recordings: dict[tuple[BatchLayout, int], tuple[_Forward, Replay]] = {}
+        self._recordings: dict[tuple[BatchLayout, int, int], tuple[_Forward, Replay]] = {}
         self._warm_up()
         plan = device.allocator.plan(self._cache, limits.memory)
         device.allocator.commit(self._cache, plan.num_pages)
@@ -84,7 +84,13 @@ class PartsExecutor(Executor):
             forward = self._replay(batch)
         else:
             rows, tokens = batch.layout.rows, batch.layout.tokens
-            shape = StepShape(rows=rows, tokens=tokens, pages=batch.max_pages, decode_only=batch.decode_only)
+            shape = StepShape(
+                rows=rows,
+                tokens=tokens,
+                pages=batch.max_pages,
+                decode_only=batch.decode_only,
+                total_pages=batch.total_pages,
+            )
             forward = self._forward(batch.layout, shape, batch)
         results: dict[str, torch.Tensor] = {}
         asked = batch.prompt_logprobs
@@ -142,10 +148,18 @@ class PartsExecutor(Executor):
     def _replay(self, batch: StepBatch) -> _Forward:
         layout = replace(batch.layout, biases=0)
         pages = batch.max_pages if self._policy.page_buckets else self._limits.max_pages
-        recording = self._recordings.get((layout, pages))
+        key = (layout, pages, batch.total_pages)
+        recording = self._recordings.get(key)
         if recording is None:
             rows, tokens = layout.rows, layout.tokens
-            shape = StepShape(rows=rows, tokens=tokens, pages=pages, decode_only=True, captured=True)
+            shape = StepShape(
+                rows=rows,
+                tokens=tokens,
+                pages=pages,
+                decode_only=True,
+                captured=True,
+                total_pages=batch.total_pages,
+            )
             made: list[_Forward] = []
 
             def step() -> None:
@@ -153,7 +167,7 @@ class PartsExecutor(Executor):
 
             step()
             replay = self._device.runtime.capture(step)
-            recording = self._recordings[layout, pages] = (made[-1], replay)
+            recording = self._recordings[key] = (made[-1], replay)
         forward, replay = recording
         replay()
         if batch.layout.biases:  # the last section, which only the sampler reads

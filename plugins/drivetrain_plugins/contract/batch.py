@@ -170,6 +170,7 @@ class StepBatch:
         num_rows, num_tokens, num_decode_rows, num_samples: without padding.
         max_query: most tokens of a row.
         max_kv: most keys that a row reads, this step's included.
+        total_pages: as in `StepShape`.
         page_copies: (C, 2) (source, destination) pages to copy before the step.
         history: (H, 3) (slot, token, 1 if generated else 0): earlier tokens of newly assigned slots with penalties.
         cleared: slots whose token counts start again at zero before `history` is added.
@@ -186,6 +187,7 @@ class StepBatch:
     max_query: int
     max_kv: int
     max_pages: int
+    total_pages: int = 0
     features: SampleFeatures = field(default_factory=SampleFeatures)
     captured: bool = False
     page_copies: Int32Array | None = None

@@ -80,6 +80,8 @@ class KVCache(ABC):
 
     spec: KVSpec
     num_pages: int
+    most_pages: int | None = None
+    """Pages that it can ever have, where that is known when it is reserved: steps are shaped by it."""
 
 
 class Allocator(ABC):

@@ -67,6 +67,13 @@ class Runtime(ABC):
     def capture(self, step: Callable[[], None]) -> Replay:
         """Record what `step` does to device buffers. A backend without graphs returns `step` itself."""
 
+    def preparing(self, active: bool) -> None:
+        """Core says True before it runs steps on padding to prepare shapes, and False when requests may come again.
+
+        A device for which a new shape is costly can tell by it which shapes nobody has prepared. Does nothing here.
+        """
+        del active
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything issued has finished.

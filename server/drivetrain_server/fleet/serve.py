@@ -7,11 +7,13 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
 from drivetrain.process.client import ProcessEngine
 from drivetrain_server.fleet.supervisor import Fleet
+from drivetrain_server.running import recorded
 from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, welcome
 
 
@@ -32,6 +34,8 @@ def serve_fleet(
     with ExitStack() as sockets:
         listeners = [sockets.enter_context(listener) for listener in _listeners(config)]
         fleet = Fleet(engine, engine_socket, engine_config, config, listeners)
+        name = engine_config.served_model_name or Path(engine_config.model).name
+        sockets.enter_context(recorded(address_of(listeners[0]), name))
         asyncio.run(_serve(engine, fleet, config, listeners[0], announce))
 
 

@@ -16,6 +16,7 @@ from drivetrain.messages import EngineStats, Phase
 from drivetrain.version import __version__
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.lifecycle import State
+from drivetrain_server.pages import add_pages
 from drivetrain_server.service import Service
 from drivetrain_server.telemetry import render
 
@@ -30,6 +31,8 @@ POST /tokenize              POST /detokenize
 GET  /health                GET  /ready
 GET  /metrics               GET  /version
 GET  /openapi.json
+
+In a browser, / is a chat page; /playground and /reference are beside it.
 """
 
 
@@ -51,10 +54,7 @@ def control_app(service: Service) -> FastAPI:
         """Version of the server."""
         return {"version": __version__}
 
-    @app.get("/", response_class=PlainTextResponse)
-    async def index() -> str:  # pyright: ignore[reportUnusedFunction]
-        """The routes."""
-        return INDEX.format(version=__version__)
+    add_pages(app, INDEX.format(version=__version__))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -1,0 +1,24 @@
+// Light, dark, or as the system is; kept across visits.
+
+const ICONS = { system: "◐", light: "○", dark: "●" };
+const ORDER = ["system", "light", "dark"];
+
+/** Make `button` go through the themes. */
+export function themeButton(button) {
+  const show = (theme) => {
+    if (theme === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    button.textContent = ICONS[theme];
+    const name = theme === "system" ? "as the system" : theme;
+    button.setAttribute("aria-label", `Theme: ${name}`);
+    button.title = `Theme: ${name}`;
+  };
+  let theme = localStorage.getItem("drivetrain.theme");
+  if (!ORDER.includes(theme)) theme = "system";
+  show(theme);
+  button.addEventListener("click", () => {
+    theme = ORDER[(ORDER.indexOf(theme) + 1) % ORDER.length];
+    localStorage.setItem("drivetrain.theme", theme);
+    show(theme);
+  });
+}
