@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from drivetrain.client import EngineClient
 from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
+from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.model_store import resolve_model
@@ -60,12 +62,14 @@ class Chat:
 
     Attributes:
         variables: further variables of the template, such as `enable_thinking`; it takes only those that it reads.
+        tools: OpenAI's tool objects, for templates that write them into the prompt.
     """
 
     messages: Sequence[Message]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    tools: Sequence[Mapping[str, Json]] = ()
 
 
 class Frontend:
@@ -76,6 +80,8 @@ class Frontend:
         tokenizer: the model's tokenizer.
         chat_template: None where the model has none; chat requests are then refused.
         defaults: what the model's authors recommend.
+        tool_parser: name of the family in whose style the model calls tools; as in the configuration.
+        reasoning_parser: the same for its reasoning.
     """
 
     def __init__(
@@ -85,11 +91,14 @@ class Frontend:
         *,
         chat_template: ChatTemplate | None = None,
         defaults: GenerationDefaults | None = None,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.defaults = defaults or GenerationDefaults()
+        self._parsers = (tool_parser, reasoning_parser)
 
     @property
     def info(self) -> EngineInfo:
@@ -102,6 +111,25 @@ class Frontend:
         if info is None:
             raise EngineError("the engine is not ready; wait for its start to end")
         return info
+
+    @cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens of the tokenizer by their text."""
+        tokenizer = self.tokenizer
+        return {text: id for id, text in tokenizer.added_tokens.items() if id in tokenizer.special_ids}
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model spells reasoning and calls."""
+        tokenizer, template = self.tokenizer, self.chat_template
+        tool_parser, reasoning_parser = self._parsers
+        return choose_dialect(
+            () if template is None else template.sources.values(),
+            self.special_tokens,
+            frozenset(tokenizer.added_tokens.values()),
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
+        )
 
     @property
     def client(self) -> EngineClient:
@@ -140,6 +168,7 @@ class Frontend:
             )
         return self.chat_template.render(
             chat.messages,
+            tools=chat.tools,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
             kwargs=chat.variables,
@@ -367,6 +396,8 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
             min_p=generation.min_p,
             repetition_penalty=generation.repetition_penalty,
         ),
+        tool_parser=config.tool_parser,
+        reasoning_parser=config.reasoning_parser,
     )
 
 
@@ -383,7 +414,7 @@ def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate |
 def _size(prompt: str | Sequence[int] | Chat) -> int:
     """Characters to be tokenized, roughly."""
     if isinstance(prompt, Chat):
-        return sum(_text_size(message) for message in prompt.messages)
+        return sum(_text_size(each) for each in (*prompt.messages, *prompt.tools))
     return len(prompt) if isinstance(prompt, str) else 0
 
 

@@ -13,7 +13,7 @@ import orjson
 from drivetrain.completion_text import TextDelta
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest
-from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
+from drivetrain_server.answers.answer import Answer, AnswerShape, PromptRun, usage_of
 from drivetrain_server.event_stream import Course, EventStream, JsonPieces
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry
@@ -81,7 +81,7 @@ class Generation:
                 yield self._counted(prompt, batch)
 
     async def stream(self, exchange: Exchange, shape: AnswerShape, *, usage_event: bool, usage_always: bool) -> None:
-        """Send the answer as events, ended by `[DONE]`."""
+        """Send the answer as events."""
         events = _Events(self.prompts, self.num_answers, shape, usage_event=usage_event, usage_always=usage_always)
         if len(self._requests) == 1:
             course = Course(
@@ -191,7 +191,7 @@ class _Events:
     def end(self) -> bytes:
         """The last events."""
         assert not self._held, "the engine brought no log-probabilities of the prompt"
-        return (self._shape.usage(usage_of(self._prompts)) if self._usage_event else b"") + DONE
+        return self._shape.ending(self._prompts, usage_event=self._usage_event)
 
 
 def _emptied(delta: TextDelta) -> TextDelta:

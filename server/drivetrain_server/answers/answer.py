@@ -100,9 +100,11 @@ class Envelope:
         """An event up to the beginning of its `choices`."""
         return b"data: " + orjson.dumps(self.fields(kind))[:-1] + b',"choices":['
 
-    def usage_event(self, kind: str, usage: dict[str, object]) -> bytes:
-        """The last event of a stream that tells its usage."""
-        return self.event_head(kind) + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+    def ending(self, kind: str, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        """The end of a stream, behind an event that tells its usage if that was asked for."""
+        if not usage_event:
+            return DONE
+        return self.event_head(kind) + b'],"usage":' + orjson.dumps(usage_of(prompts)) + b"}\n\n" + DONE
 
 
 class AnswerShape(Protocol):
@@ -121,8 +123,8 @@ class AnswerShape(Protocol):
         None where the next text may have to look otherwise. Asked again after each `chunk`."""
         ...
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        """The event that tells the usage."""
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        """The end of a stream."""
         ...
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:

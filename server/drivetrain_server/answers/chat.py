@@ -81,8 +81,8 @@ class ChatShape:
             return None
         return self._choice_head(choice) + b'{"content":', b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return self._envelope.usage_event(CHUNK, usage)
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        return self._envelope.ending(CHUNK, prompts, usage_event=usage_event)
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:
         prompt = prompts[0]
