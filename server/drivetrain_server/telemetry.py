@@ -226,18 +226,22 @@ def render(readings: Sequence[Reading], *, ready: bool, info: EngineInfo | None,
 
 def _http(reading: Reading, info: EngineInfo | None) -> Iterator[Metric]:
     model = "" if info is None else info.model
-    families: dict[str, CounterMetricFamily | HistogramMetricFamily] = {}
+    counters: dict[str, CounterMetricFamily] = {}
+    histograms: dict[str, HistogramMetricFamily] = {}
     for name, kind in _KINDS.items():
         labels = [*kind.labels, *([_MODEL_LABEL] if kind.labels == _GEN_AI else [])]
-        family = HistogramMetricFamily if kind.bounds else CounterMetricFamily
-        families[name] = family(name, kind.text, labels=labels)
+        if kind.bounds:
+            histograms[name] = HistogramMetricFamily(name, kind.text, labels=labels)
+        else:
+            counters[name] = CounterMetricFamily(name, kind.text, labels=labels)
     for name, labels, count in reading.counters:
-        families[name].add_metric(labels, count)
+        counters[name].add_metric(labels, count)
     for name, labels, counts, total in reading.histograms:
         kind = _KINDS[name]
         values = [*labels, *([model] if kind.labels == _GEN_AI else [])]
-        families[name].add_metric(values, buckets_of(kind.bounds, counts), total)
-    yield from families.values()
+        histograms[name].add_metric(values, buckets_of(kind.bounds, counts), total)
+    yield from counters.values()
+    yield from histograms.values()
     yield GaugeMetricFamily("drivetrain_open_requests", "Requests that are being answered", value=reading.open_requests)
 
 
