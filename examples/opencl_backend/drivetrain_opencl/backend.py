@@ -43,6 +43,7 @@ class OpenclDevice(Device):
             max_head_dim=MAX_HEAD_DIM,
             step_tokens=512,
             memory_bytes=device.global_mem_size,
+            max_ranks=max(2, device.max_compute_units),  # ranks may share a device
         )
         self.runtime = OpenclRuntime(queue)
         self.allocator = OpenclAllocator(queue, options.kv_share)

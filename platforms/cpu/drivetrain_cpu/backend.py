@@ -14,7 +14,7 @@ from drivetrain_cpu.attention import CpuAttention
 from drivetrain_cpu.communicator import GlooCommunicator
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.options import CpuOptions
-from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes
+from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes, usable_cores
 from drivetrain_cpu.runtime import CpuRuntime
 from drivetrain_cpu.threads import threads_for
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
@@ -51,6 +51,7 @@ class CpuDevice(Device):
             max_head_dim=1024,
             step_tokens=1024,
             memory_bytes=total_memory_bytes(),
+            max_ranks=max(2, usable_cores()),
             features=frozenset({platform.machine(), *sets}),
         )
         self.runtime = CpuRuntime()

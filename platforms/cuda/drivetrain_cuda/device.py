@@ -111,5 +111,6 @@ def capabilities(device: torch.device, arch: GpuArch, options: CudaOptions) -> C
         graphs=options.graphs,
         async_execution=True,
         memory_bytes=properties.total_memory,
+        max_ranks=torch.cuda.device_count(),
         features=frozenset(features),
     )

@@ -36,6 +36,8 @@ class Capabilities:
         step_tokens: tokens of a step that keep the device busy without making running answers wait long; the default of
             the token budget.
         memory_bytes: memory that one rank may use.
+        max_ranks: ranks that this machine has room for: its devices, or processes where they share one. 1 claims no
+            communicator between ranks.
         features: further names, for reports only.
     """
 
@@ -52,4 +54,5 @@ class Capabilities:
     async_execution: bool = False
     step_tokens: int = 8192
     memory_bytes: int = 0
+    max_ranks: int = 1
     features: frozenset[str] = field(default_factory=frozenset[str])
