@@ -103,6 +103,18 @@ class CompletionText:
             self._prompt_ids, stops = list(prompt_ids), ()
         self._detokenizer = self._new_detokenizer(prompt_ids, stops) if params.detokenize else None
 
+    @property
+    def settled(self) -> bool:
+        """Whether a token of whole characters would add just those and change nothing here, so that it need not be
+        pushed at all."""
+        return (
+            self.finish_reason is None
+            and self._prompt_ids is None
+            and self._params.logprobs is None
+            and self._detokenizer is not None
+            and self._detokenizer.settled
+        )
+
     def push(self, update: Update) -> TextDelta:
         """Take the next update in; tokens after a stop string are dropped.
 

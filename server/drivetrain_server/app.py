@@ -130,7 +130,7 @@ class Application:
         path = exchange.path
         if path in OPEN_PATHS or is_page(path) or (path == "/metrics" and self.service.config.metrics_public):
             return
-        exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"))
+        exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"), exchange.header(b"x-api-key"))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Start the engine in the background where another server hosts this application."""

@@ -36,14 +36,20 @@ class KeyRing:
         self._max_requests = max_requests
         self._open: dict[str, int] = {}
 
-    def tenant(self, authorization: bytes | None) -> Tenant:
-        """Whose key an `Authorization` header carries. Every key is compared, in constant time.
+    def tenant(self, authorization: bytes | None, api_key: bytes | None = None) -> Tenant:
+        """Whose key the headers carry. Every key is compared, in constant time.
+
+        Args:
+            authorization: the header of that name.
+            api_key: the header `x-api-key`, which counts where the other one is missing.
 
         Raises:
             HttpError: 401, no key or a wrong one.
         """
         if not self._digests:
             return Tenant(name="", salt="")
+        if authorization is None and api_key is not None:
+            authorization = b"Bearer " + api_key
         scheme, _, key = (authorization or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise _unauthorized("this server needs an API key; send it as `Authorization: Bearer KEY`")

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 
@@ -18,6 +19,7 @@ from drivetrain.errors import ConfigError
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited
+from drivetrain_server.running import recorded
 
 logger = logging.getLogger("drivetrain.server")
 
@@ -49,7 +51,7 @@ def serve(
         DrivetrainError: the engine could not start.
     """
     listener = bind(config)
-    with listener:
+    with listener, recorded(_address(listener), engine_config.served_model_name or Path(engine_config.model).name):
         asyncio.run(
             _serve(engine_factory(engine_config), frontend_factory, config, listener=listener, announce=announce)
         )

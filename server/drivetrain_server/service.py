@@ -15,6 +15,7 @@ from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain.messages import EngineInfo
 from drivetrain.version import __version__
 from drivetrain_server.answers.logprobs import TokenSpeller
+from drivetrain_server.event_stream import JsonPieces
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.keys import KeyRing
 from drivetrain_server.lifecycle import Lifecycle
@@ -45,12 +46,22 @@ class Service:
         self.started = int(time.time())
         self.serial = itertools.count()
         self._speller: TokenSpeller | None = None
+        self._pieces: dict[bool, JsonPieces] = {}
 
     def speller(self, frontend: Frontend) -> TokenSpeller:
         """Spells the tokens of the model that is served."""
         if self._speller is None:
             self._speller = TokenSpeller(frontend.tokenizer)
         return self._speller
+
+    def pieces(self, frontend: Frontend, *, skip_special: bool) -> JsonPieces:
+        """The text of single tokens as JSON, with or without that of special ones."""
+        found = self._pieces.get(skip_special)
+        if found is None:
+            tokenizer = frontend.tokenizer
+            found = JsonPieces(tokenizer.visible_pieces if skip_special else tokenizer.pieces)
+            self._pieces[skip_special] = found
+        return found
 
     def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
         """Values for sampling parameters that requests leave out: the operator's, else the model's."""

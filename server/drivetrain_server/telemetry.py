@@ -77,6 +77,10 @@ class Telemetry:
         elif count:
             self._inter_token.observe(elapsed_s / count, count)
 
+    def inter_token(self, elapsed_s: float) -> None:
+        """Count one token that came so long after the one before it."""
+        self._inter_token.observe(elapsed_s)
+
     def disconnect(self) -> None:
         """Count a client that went away before its answer was complete."""
         self._disconnects += 1

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from msgspec import structs
 
+from drivetrain.client import Sink
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, TokenLogprob, Update
 from fakes.text import END, VOCAB_SIZE
@@ -76,6 +79,7 @@ class FakeEngine:
         self._info: EngineInfo | None = None
         self._failure: str | None = None
         self._live: dict[str, set[int]] = {}
+        self._attached: dict[str, asyncio.Task[None]] = {}
 
     @property
     def info(self) -> EngineInfo | None:
@@ -105,6 +109,29 @@ class FakeEngine:
         """End, as a crashed engine process does."""
         self._failure = reason
         self._info = None
+
+    def attach(self, request: GenerateRequest, sink: Sink) -> None:
+        self._attached[request.request_id] = asyncio.get_running_loop().create_task(self._feed(request, sink))
+
+    def detach(self, request_id: str) -> None:
+        self._attached.pop(request_id).cancel()
+
+    async def _feed(self, request: GenerateRequest, sink: Sink) -> None:
+        """As a connection to an engine process does it: tokens that come alone go by their lines."""
+        silent = set(range(request.params.n))
+        try:
+            async with aclosing(self.generate(request)) as updates:
+                async for batch in updates:
+                    for update in batch:
+                        alone = len(update.token_ids) == 1 and update.finish_reason is None and update.logprobs is None
+                        if alone and update.index not in silent:
+                            sink.line(update.index)(update.token_ids[0], time.perf_counter())
+                        else:
+                            silent.discard(update.index)
+                            sink.take([update])
+                    await asyncio.sleep(0)
+        except DrivetrainError as error:
+            sink.fail(error)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.index_aborts.append((request_id, index))

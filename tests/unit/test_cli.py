@@ -27,7 +27,7 @@ from drivetrain_server.cli.entry import error_block, main
 from fakes.sse_server import Answer, SseServer, events, sse_server
 
 PATHS = [os.path.abspath(path) for path in sys.path]
-COMMANDS = ("serve", "run", "chat", "ls", "pull", "backends", "doctor", "bench")
+COMMANDS = ("serve", "run", "chat", "top", "ps", "pull", "ls", "rm", "bench", "backends", "doctor")
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,24 @@ class _Frontend:
     requests: set[str] = field(default_factory=set[str])
 
 
+@dataclass(slots=True, eq=False)
+class _Owner:
+    """Whose a request is. `line` is the number of its first completion; `silent` are those that brought nothing yet."""
+
+    frontend: _Frontend
+    line: int | None
+    silent: set[int]
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """What is new for one frontend."""
+
+    updates: list[Update] = field(default_factory=list[Update])
+    lines: list[int] = field(default_factory=list[int])
+    token_ids: list[int] = field(default_factory=list[int])
+
+
 class _Gone(msgspec.Struct, frozen=True):
     """Put into the inbox when a frontend's connection ends."""
 
@@ -75,7 +93,7 @@ class Worker:
         self._listener = listener
         self._inbox: _Inbox = queue.SimpleQueue()
         self._frontends: list[_Frontend] = []
-        self._owners: dict[str, _Frontend] = {}
+        self._owners: dict[str, _Owner] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
         self._greeting: list[FromEngine] = []
@@ -121,7 +139,7 @@ class Worker:
     def _take(self, engine: Engine, frontend: _Frontend | None, message: ToEngine | _Gone | _Orphaned) -> bool:
         """Act on one message; False ends the loop."""
         match message:
-            case Submit(request):
+            case Submit(request, line):
                 assert frontend is not None
                 try:
                     if self._drain_until is not None:
@@ -130,7 +148,7 @@ class Worker:
                 except DrivetrainError as error:
                     self._send(frontend, refusal(request.request_id, error))
                 else:
-                    self._owners[request.request_id] = frontend
+                    self._owners[request.request_id] = _Owner(frontend, line, set(range(request.params.n)))
                     frontend.requests.add(request.request_id)
             case Abort(request_id, index):
                 engine.abort(request_id, index)
@@ -159,19 +177,28 @@ class Worker:
 
     def _deliver(self, engine: Engine, updates: list[Update]) -> None:
         """One frame a frontend and step."""
-        parcels: dict[_Frontend, list[Update]] = {}
+        parcels: dict[_Frontend, _Parcel] = {}
         for update in updates:
-            frontend = self._owners.get(update.request_id)
-            if frontend is not None:
-                parcels.setdefault(frontend, []).append(update)
+            owner = self._owners.get(update.request_id)
+            if owner is None:
+                continue
+            parcel = parcels.get(owner.frontend)
+            if parcel is None:
+                parcel = parcels[owner.frontend] = _Parcel()
+            if owner.line is not None and update.index not in owner.silent and _is_one_token(update):
+                parcel.lines.append(owner.line + update.index)
+                parcel.token_ids.append(update.token_ids[0])
+            else:
+                owner.silent.discard(update.index)
+                parcel.updates.append(update)
         # Only now: several completions of a request may end in the same step.
         for update in updates:
             if update.finish_reason is not None and not engine.is_live(update.request_id):
-                frontend = self._owners.pop(update.request_id, None)
-                if frontend is not None:
-                    frontend.requests.discard(update.request_id)
+                owner = self._owners.pop(update.request_id, None)
+                if owner is not None:
+                    owner.frontend.requests.discard(update.request_id)
         for frontend, parcel in parcels.items():
-            self._send(frontend, Updates(parcel))
+            self._send(frontend, Updates(parcel.updates, parcel.lines, parcel.token_ids))
 
     def _abort_all(self, engine: Engine) -> None:
         for request_id in list(self._owners):
@@ -236,6 +263,16 @@ class Worker:
         # While the engine loads nobody reads the inbox, and nobody is left to load for.
         time.sleep(_SEND_TIMEOUT_S)
         os._exit(1)
+
+
+def _is_one_token(update: Update) -> bool:
+    """Whether it tells nothing but one token."""
+    return (
+        len(update.token_ids) == 1
+        and update.finish_reason is None
+        and update.logprobs is None
+        and update.prompt_logprobs is None
+    )
 
 
 def _timeval(seconds: float) -> bytes:

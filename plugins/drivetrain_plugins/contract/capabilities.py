@@ -9,10 +9,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 KVDtype = Literal["float32", "bfloat16", "float16", "fp8_e4m3", "fp8_e5m2"]
 Fp8Flavour = Literal["none", "ocp", "fnuz"]
 AttentionFeature = Literal["window", "soft_cap", "sinks", "alibi", "mla", "cascade"]
-SamplingFeature = Literal["random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs", "grammar"]
+SamplingFeature = Literal["random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs", "masks"]
 
 EVERY_SAMPLING_FEATURE: frozenset[SamplingFeature] = frozenset(
-    ("random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs")
+    ("random", "filters", "penalties", "biases", "logprobs", "prompt_logprobs", "masks")
 )
 
 

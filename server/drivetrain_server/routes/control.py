@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from drivetrain.errors import DrivetrainError
 from drivetrain.messages import EngineStats, Phase
 from drivetrain.version import __version__
-from drivetrain_server.errors import HttpError, http_error, internal_error
+from drivetrain_server.errors import HttpError, error_body, http_error, internal_error
 from drivetrain_server.lifecycle import State
 from drivetrain_server.pages import add_pages
 from drivetrain_server.service import Service
@@ -57,16 +57,16 @@ def control_app(service: Service) -> FastAPI:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(_unrouted(request, error))
+        return error_response(request, _unrouted(request, error))
 
     async def wrong(request: Request, error: Exception) -> Response:
         if isinstance(error, HttpError):
-            return error_response(error)
+            return error_response(request, error)
         assert isinstance(error, DrivetrainError)
-        return error_response(http_error(error))
+        return error_response(request, http_error(error))
 
     async def broken(request: Request, error: Exception) -> Response:
-        return error_response(internal_error(str(request.scope["request_id"])))
+        return error_response(request, internal_error(str(request.scope["request_id"])))
 
     app.add_exception_handler(Exception, broken)
     app.add_exception_handler(HTTPException, refused)
@@ -75,10 +75,10 @@ def control_app(service: Service) -> FastAPI:
     return app
 
 
-def error_response(error: HttpError) -> Response:
+def error_response(request: Request, error: HttpError) -> Response:
     """An error as Starlette sends it."""
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, headers, media_type="application/json")
+    return Response(error_body(request.url.path, error), error.status, headers, media_type="application/json")
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

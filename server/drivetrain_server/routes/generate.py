@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from drivetrain.frontend import Frontend
+from drivetrain.messages import EngineInfo
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
 from drivetrain_server.body import JsonObject, read_json
-from drivetrain_server.exchange import Exchange
+from drivetrain_server.errors import HttpError
+from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import Generation
 from drivetrain_server.service import Service, fingerprint, ignored_fields
-from drivetrain_server.wire.sampling import SamplingFields
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
 from drivetrain_server.wire.validation import refuse
 
@@ -42,11 +42,54 @@ class Plan:
     shown: frozenset[int] = frozenset()
 
 
-class GenerateRoute(ABC):
+class Asked(Protocol):
+    """What every body that asks for tokens tells, whichever API it belongs to."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the fields that nobody knows."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model that is meant."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+        ...
+
+    @property
+    def stream_usage(self) -> tuple[bool, bool]:
+        """(a last event with usage, usage in every event)."""
+        ...
+
+    @property
+    def request_id(self) -> str | None:
+        """The client's own name for the request."""
+        ...
+
+    @property
+    def priority(self) -> int | None:
+        """Lower runs first."""
+        ...
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Prefixes are shared only within one salt."""
+        ...
+
+
+Fields = TypeVar("Fields", bound=Asked)
+
+
+class GenerateRoute(ABC, Generic[Fields]):
     """A raw ASGI endpoint: nothing but our own code stands between the engine's tokens and the connection."""
 
     unservable: ClassVar[dict[str, Unservable]]
     id_prefix: ClassVar[str]
+    stream_format: ClassVar[StreamFormat] = EVENT_STREAM
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -64,7 +107,7 @@ class GenerateRoute(ABC):
         refuse_unservable(body, self.unservable)
         fields = self.parse(body)
         info = frontend.info
-        service.check_model(fields.model, info)
+        service.check_model(self.model_name(fields, info), info)
         usage_event, usage_always = fields.stream_usage
         envelope = Envelope(
             id=f"{self.id_prefix}{fields.request_id or exchange.request_id}",
@@ -73,15 +116,9 @@ class GenerateRoute(ABC):
             fingerprint=fingerprint(info),
         )
         exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
-        tenant = exchange.tenant
-        service.keys.enter(tenant)
-        async with AsyncExitStack() as stack:
-            stack.callback(service.keys.leave, tenant)
-            stack.enter_context(service.lifecycle.serving(exchange))
-            await stack.enter_async_context(exchange.attended())
-            if fields.streams:
-                stack.enter_context(service.pulse.watching(exchange))
-            plan = await self.plan(frontend, fields, envelope)
+        exchange.stream_format, exchange.error_event = self.stream_format, self.error_event
+        async with service.serving(exchange, streams=fields.streams):
+            plan = await self.plan(frontend, fields, envelope, exchange)
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
@@ -89,15 +126,23 @@ class GenerateRoute(ABC):
                 await generation.whole(exchange, plan.shape, best=plan.best)
 
     @abstractmethod
-    def parse(self, body: JsonObject) -> SamplingFields:
+    def parse(self, body: JsonObject) -> Fields:
         """The body as wire fields."""
 
     @abstractmethod
-    async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
+    async def plan(self, frontend: Frontend, fields: Fields, envelope: Envelope, exchange: Exchange) -> Plan:
         """Prompts, parameters and the shape of the answer."""
 
+    def model_name(self, fields: Fields, info: EngineInfo) -> str:
+        """The model that is meant, as the engine calls it."""
+        return fields.model
+
+    def error_event(self, error: HttpError) -> bytes:
+        """How a stream that has begun tells of an error."""
+        return error_event(error)
+
     def _generation(
-        self, exchange: Exchange, frontend: Frontend, fields: SamplingFields, plan: Plan, answer_id: str
+        self, exchange: Exchange, frontend: Frontend, fields: Asked, plan: Plan, answer_id: str
     ) -> Generation:
         choices = len(plan.prompts) * plan.params.n
         if choices > MAX_CHOICES:
@@ -129,6 +174,7 @@ class GenerateRoute(ABC):
             requests,
             plan.prompts,
             telemetry=self.service.telemetry,
+            pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
             empty=plan.empty,
             shown=plan.shown,

@@ -20,7 +20,6 @@ class Unservable:
 
 
 _GRAMMAR = "structured output is not served yet; leave it out and check the answer yourself"
-_TOOLS = "tool calls are not served yet; leave it out"
 _AUDIO = "only text is served; leave it out"
 _HINT = "this server does nothing with it; leave it out"
 _SEARCH = "beam search is not served; use n or best_of"
@@ -64,19 +63,16 @@ EMBEDDINGS: dict[str, Unservable] = {
 }
 
 CHAT: dict[str, Unservable] = COMMON | {
-    "tools": Unservable(reason=_TOOLS, harmless=([],)),
-    "tool_choice": Unservable(reason=_TOOLS, harmless=("none", "auto")),
-    "parallel_tool_calls": Unservable(reason=_TOOLS, harmless=(True, False)),
-    "functions": Unservable(reason=_TOOLS, harmless=([],)),
-    "function_call": Unservable(reason=_TOOLS, harmless=("none", "auto")),
+    "functions": Unservable(reason="use tools instead", harmless=([],)),
+    "function_call": Unservable(reason="use tool_choice instead", harmless=("none", "auto")),
     "audio": Unservable(reason=_AUDIO),
     "modalities": Unservable(reason=_AUDIO, harmless=(["text"],)),
     "prediction": Unservable(reason="predicted outputs are not served; leave it out"),
     "web_search_options": Unservable(reason="this server does not search the web; leave it out"),
-    "reasoning_effort": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
-    "reasoning": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
-    "thinking": Unservable(reason="use chat_template_kwargs with the variable of this model's template"),
-    "include_reasoning": Unservable(reason="reasoning is not separated yet; leave it out", harmless=(True,)),
+    "reasoning": Unservable(reason="use reasoning_effort instead"),
+    "thinking": Unservable(
+        reason="use reasoning_effort, or chat_template_kwargs with the variable of this model's template"
+    ),
     "verbosity": Unservable(reason=_HINT),
     "service_tier": Unservable(reason="there is one tier", harmless=("auto", "default")),
     "safety_identifier": Unservable(reason=_HINT),

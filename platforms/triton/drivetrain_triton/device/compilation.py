@@ -16,7 +16,9 @@ from drivetrain_triton.launch import Variant, compile_all
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
-SPECIAL_KERNELS = frozenset({"cascade_kernel", "bounds_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
+SPECIAL_KERNELS = frozenset(
+    {"cascade_kernel", "bounds_kernel", "masks_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"}
+)
 SPECIAL_CONSTANTS = ("SHARED", "FILTERED", "COUNTED")
 _POLL_S = 0.02
 
