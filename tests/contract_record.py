@@ -85,7 +85,8 @@ def _fields(made: type) -> tuple[dataclasses.Field[Any], ...]:
 def _default(field: dataclasses.Field[Any]) -> str | None:
     """How the default reads; None if the field must be given."""
     if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
+        made = field.default_factory()  # data of its own may grow; its fields are recorded where it stands
+        return f"{type(made).__name__}()" if dataclasses.is_dataclass(made) else repr(made)
     return None if field.default is dataclasses.MISSING else _readable(field.default)
 
 
@@ -158,7 +159,7 @@ def _field_breaks(place: str, old: Entry, new: Entry) -> list[str]:
             found.append(f"{place}.{name} was {field['type']} and is {new[name]['type']}")
         elif field["default"] is not None and new[name]["default"] is None:
             found.append(f"{place}.{name} must now be given")
-        elif new[name]["default"] != field["default"] and not field["type"].startswith("frozenset"):
+        elif new[name]["default"] != field["default"]:
             found.append(f"{place}.{name} was {field['default']} by default and is {new[name]['default']}")
     added = new.keys() - old.keys()
     return found + [

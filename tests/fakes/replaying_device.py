@@ -136,7 +136,8 @@ class ReplayingDevice(PlainDevice):
     ) -> None:
         super().__init__(torch.device("cpu"), kv_bytes=1 << 26)
         self._captured_tokens, self._sampling, self._groups = captured_tokens, sampling, shared_groups
-        self.capabilities = type(self.capabilities)(
+        self.capabilities = type(
+            sampling=self.capabilities.sampling,self.capabilities)(
             device_name="replaying processor",
             dtypes=("float32",),
             kv_dtypes=("float32",),
