@@ -136,9 +136,9 @@ class ReplayingDevice(PlainDevice):
     ) -> None:
         super().__init__(torch.device("cpu"), kv_bytes=1 << 26)
         self._captured_tokens, self._sampling, self._groups = captured_tokens, sampling, shared_groups
-        self.capabilities = type(
-            sampling=self.capabilities.sampling,self.capabilities)(
+        self.capabilities = type(self.capabilities)(
             device_name="replaying processor",
+            sampling=self.capabilities.sampling,
             dtypes=("float32",),
             kv_dtypes=("float32",),
             page_sizes=(16,),
