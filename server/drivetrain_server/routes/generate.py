@@ -90,6 +90,8 @@ class GenerateRoute(ABC, Generic[Fields]):
 
     unservable: ClassVar[dict[str, Unservable]]
     id_prefix: ClassVar[str]
+    operation: ClassVar[str] = "chat"
+    """What is done, in the words of OpenTelemetry."""
     stream_format: ClassVar[StreamFormat] = EVENT_STREAM
     names: ClassVar[Mapping[str, str]] = {}
     """Names of our fields to those of the API that this route speaks, for errors."""
@@ -133,6 +135,7 @@ class GenerateRoute(ABC, Generic[Fields]):
         exchange.stream_format, exchange.error_event = self.stream_format, self.error_event
         async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope, exchange)
+            exchange.runs = plan.prompts
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
@@ -194,6 +197,7 @@ class GenerateRoute(ABC, Generic[Fields]):
             telemetry=self.service.telemetry,
             pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
+            operation=self.operation,
             empty=plan.empty,
             shown=plan.shown,
         )
