@@ -79,6 +79,34 @@ CHAT: dict[str, Unservable] = COMMON | {
 }
 
 
+MESSAGES: dict[str, Unservable] = {
+    "container": Unservable(reason="this server runs no code"),
+    "mcp_servers": Unservable(reason="this server calls no other servers", harmless=([],)),
+    "context_management": Unservable(reason="the conversation is taken as it is; edit it before sending"),
+    "inference_geo": Unservable(reason=_HINT),
+    "service_tier": Unservable(reason="there is one tier", harmless=("auto", "standard_only")),
+}
+
+
+OLLAMA: dict[str, Unservable] = {
+    "images": Unservable(reason=_AUDIO, harmless=([],)),
+    "suffix": Unservable(reason="this model cannot fill in text before a suffix; leave it out", harmless=("",)),
+    "template": Unservable(reason="templates in requests are never run", harmless=("",)),
+    "context": Unservable(reason="send the conversation to /api/chat instead", harmless=([],)),
+}
+
+_PENALTY = "repetition, presence and frequency penalties are served in its place"
+OLLAMA_OPTIONS: dict[str, Unservable] = {
+    "options.mirostat": Unservable(reason=_PENALTY, harmless=(0,)),
+    "options.mirostat_eta": Unservable(reason="mirostat is not served; leave it out"),
+    "options.mirostat_tau": Unservable(reason="mirostat is not served; leave it out"),
+    "options.typical_p": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
+    "options.tfs_z": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
+    "options.penalize_newline": Unservable(reason="newlines are tokens like others", harmless=(True,)),
+    "options.repeat_last_n": Unservable(reason="penalties count the whole text; send -1", harmless=(-1,)),
+}
+
+
 def refuse_unservable(body: Mapping[str, object], table: Mapping[str, Unservable]) -> None:
     """Refuse the first field of `body` that is known and cannot be served.
 
