@@ -10,6 +10,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from drivetrain.errors import RequestError
 from drivetrain.frontend import Frontend
+from drivetrain.grammar import Grammar
 from drivetrain.messages import EngineInfo
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
@@ -18,6 +19,7 @@ from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import Generation
 from drivetrain_server.service import Service, fingerprint, ignored_fields
+from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
 from drivetrain_server.wire.validation import refuse, renamed
 
@@ -135,6 +137,8 @@ class GenerateRoute(ABC, Generic[Fields]):
         exchange.stream_format, exchange.error_event = self.stream_format, self.error_event
         async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope, exchange)
+            if plan.params.grammar is not None:
+                await self._check(frontend, plan.params.grammar, fields)
             exchange.runs = plan.prompts
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
@@ -161,6 +165,19 @@ class GenerateRoute(ABC, Generic[Fields]):
     def error_event(self, error: HttpError) -> bytes:
         """How a stream that has begun tells of an error."""
         return error_event(error)
+
+    def grammar_field(self, fields: Fields) -> str:
+        """The field that demanded the form of the answer, for messages."""
+        if not isinstance(fields, GrammarFields):
+            return "response_format"
+        demanded = fields.demanded()
+        return "tools" if demanded is None else demanded[0]
+
+    async def _check(self, frontend: Frontend, grammar: Grammar, fields: Fields) -> None:
+        try:
+            await frontend.check_grammar(grammar)
+        except RequestError as error:
+            raise about(self.grammar_field(fields), error) from None
 
     def _generation(
         self, exchange: Exchange, frontend: Frontend, fields: Asked, plan: Plan, answer_id: str

@@ -19,22 +19,14 @@ class Unservable:
     harmless: tuple[object, ...] = ()
 
 
-_GRAMMAR = "structured output is not served yet; leave it out and check the answer yourself"
 _AUDIO = "only text is served; leave it out"
 _HINT = "this server does nothing with it; leave it out"
 _SEARCH = "beam search is not served; use n or best_of"
 
 COMMON: dict[str, Unservable] = {
-    "response_format": Unservable(reason=_GRAMMAR, harmless=({"type": "text"},)),
-    "structured_outputs": Unservable(reason=_GRAMMAR),
-    "guided_json": Unservable(reason=_GRAMMAR),
-    "guided_regex": Unservable(reason=_GRAMMAR),
-    "guided_choice": Unservable(reason=_GRAMMAR),
-    "guided_grammar": Unservable(reason=_GRAMMAR),
-    "guided_json_object": Unservable(reason=_GRAMMAR, harmless=(False,)),
-    "guided_decoding_backend": Unservable(reason=_GRAMMAR),
-    "guided_whitespace_pattern": Unservable(reason=_GRAMMAR),
-    "structural_tag": Unservable(reason=_GRAMMAR),
+    "guided_decoding_backend": Unservable(reason="there is one for all grammars; leave it out", harmless=("auto",)),
+    "guided_whitespace_pattern": Unservable(reason="JSON is laid out freely; write a regex instead"),
+    "structural_tag": Unservable(reason="send it in response_format or structured_outputs"),
     "use_beam_search": Unservable(reason=_SEARCH, harmless=(False,)),
     "length_penalty": Unservable(reason=_SEARCH, harmless=(1, 1.0)),
     "early_stopping": Unservable(reason=_SEARCH, harmless=(False,)),
