@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import msgspec
@@ -53,7 +54,26 @@ def test_one_step_is_told_line_by_line() -> None:
     link, sinks = linked("a", "b", n=2)
     link._take([Updates([update("b", 7, 8, index=1)], [0, 1, 2, 99], [10, 11, 12, 13])])
     assert sinks["a"].heard == [("line", 0, [10]), ("line", 1, [11])]
-    assert sinks["b"].heard == [("line", 0, [12]), ("take", 1, [7, 8])]
+    assert sinks["b"].heard == [("take", 1, [7, 8]), ("line", 0, [12])]
+
+
+async def test_a_large_step_lets_others_in_between_and_keeps_its_order() -> None:
+    names = [f"r{at}" for at in range(300)]
+    link, sinks = linked(*names)
+
+    def heard() -> int:
+        return sum(len(sink.heard) for sink in sinks.values())
+
+    lines = list(range(300))
+    link._take([Updates([], lines, [at + 1000 for at in lines])])
+    assert heard() == 128
+    await asyncio.sleep(0)
+    assert heard() == 256
+    link._take([Updates([], lines, [at + 2000 for at in lines])])
+    assert heard() == 300 + 128, "what was left came before the next step"
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert [sinks[name].tokens() for name in names] == [[at + 1000, at + 2000] for at in lines]
 
 
 def test_several_steps_at_once_come_together_and_in_order() -> None:
