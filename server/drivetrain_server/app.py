@@ -29,6 +29,14 @@ from drivetrain_server.routes.chat import ChatRoute
 from drivetrain_server.routes.completions import CompletionsRoute
 from drivetrain_server.routes.control import control_app, method_not_allowed
 from drivetrain_server.routes.embeddings import EmbeddingsRoute
+from drivetrain_server.routes.messages import CountTokensRoute, MessagesRoute
+from drivetrain_server.routes.ollama import (
+    OllamaChatRoute,
+    OllamaEmbeddingsRoute,
+    OllamaEmbedRoute,
+    OllamaGenerateRoute,
+)
+from drivetrain_server.routes.ollama_models import OllamaShowRoute, add_ollama_models
 from drivetrain_server.routes.tokens import DetokenizeRoute, TokenizeRoute
 from drivetrain_server.service import Service
 
@@ -54,10 +62,18 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.control = control_app(service)
+        add_ollama_models(self.control, service)
         self._raw: dict[str, Endpoint] = {
             "/v1/chat/completions": ChatRoute(service),
             "/v1/completions": CompletionsRoute(service),
             "/v1/embeddings": EmbeddingsRoute(service),
+            "/v1/messages": MessagesRoute(service),
+            "/v1/messages/count_tokens": CountTokensRoute(service),
+            "/api/chat": OllamaChatRoute(service),
+            "/api/generate": OllamaGenerateRoute(service),
+            "/api/embed": OllamaEmbedRoute(service),
+            "/api/embeddings": OllamaEmbeddingsRoute(service),
+            "/api/show": OllamaShowRoute(service),
             "/tokenize": TokenizeRoute(service),
             "/detokenize": DetokenizeRoute(service),
         }
