@@ -16,6 +16,7 @@ from fakes.serve_process import ServeProcess
 from fakes.tiny_model import write_tiny_model
 from fresh_environment import REPOSITORY, Environment, build, fresh_environment
 
+pytestmark = pytest.mark.slow
 EXAMPLES = [REPOSITORY / "examples" / name for name in ("opencl_backend", "toy_executor")]
 CONFIG = """
 dtype = "float32"
