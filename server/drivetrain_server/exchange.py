@@ -113,6 +113,11 @@ class Exchange:
         self._interruption: Exception | None = None
         self._task: asyncio.Task[object] | None = None
 
+    @property
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since the request arrived."""
+        return int((perf_counter() - self.arrived) * 1e9)
+
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the last one counts."""
         if self._headers is None:

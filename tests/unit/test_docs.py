@@ -19,9 +19,23 @@ from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.messages import MessagesRequest
+from drivetrain_server.wire.ollama import OllamaChat, OllamaGenerate
+from drivetrain_server.wire.responses import ResponsesRequest
 from drivetrain_server.wire.sampling import SamplingFields
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
-from drivetrain_server.wire.unservable import CHAT, COMMON, COMPLETIONS, EMBEDDINGS
+from drivetrain_server.wire.unservable import (
+    CHAT,
+    COMMON,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MESSAGES,
+    OLLAMA,
+    OLLAMA_OPTIONS,
+    RESPONSES,
+)
+
+OTHERS = (("messages", MESSAGES), ("responses", RESPONSES), ("ollama", OLLAMA | OLLAMA_OPTIONS))
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -100,6 +114,9 @@ def fields(*models: type[BaseModel], without: type[BaseModel] | None = None) -> 
         ("fields: ChatMessage", fields(ChatMessage)),
         ("fields: CompletionRequest - SamplingFields", fields(CompletionRequest, without=SamplingFields)),
         ("fields: EmbeddingRequest", fields(EmbeddingRequest)),
+        ("fields: ResponsesRequest", fields(ResponsesRequest)),
+        ("fields: MessagesRequest", fields(MessagesRequest)),
+        ("fields: OllamaChat + OllamaGenerate", fields(OllamaChat, OllamaGenerate)),
         ("fields: TokenizeText + TokenizeChat + Detokenize", fields(TokenizeText, TokenizeChat, Detokenize)),
     ],
 )
@@ -110,8 +127,11 @@ def test_tables_of_fields_are_those_of_the_wire(mark: str, expected: list[str]) 
 def test_refused_fields_have_their_reasons() -> None:
     listed = {(names(row[0])[0], row[1]): (row[2], len(names(row[3]))) for row in table("http.md", "refused")}
     known = {
-        (name, "both" if name in COMMON and route != "embeddings" else route): (rule.reason, len(rule.harmless))
-        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS))
+        (name, "both" if name in COMMON and route in ("chat", "completions") else route): (
+            rule.reason,
+            len(rule.harmless),
+        )
+        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS), *OTHERS)
         for name, rule in rules.items()
     }
     assert listed == known
