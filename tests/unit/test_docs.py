@@ -204,6 +204,15 @@ def test_table_of_metrics_is_what_the_server_says() -> None:
             assert re.search(rf"^{names(row[0])[0]}\w*{{[^}}]*\b{label}=", text, re.MULTILINE), (row[0], label)
 
 
+def test_proofs_are_tests_that_exist() -> None:
+    rows = table("operations.md", "proofs")
+    assert len(rows) > 15
+    for promise, proofs in rows:
+        assert names(proofs), promise
+        for proof in names(proofs):
+            assert "\ndef test_" in (ROOT / proof).read_text("utf-8").replace("async def", "def"), proof
+
+
 def test_phases_are_those_of_the_start() -> None:
     listed = {names(row[0])[0] for row in table("operations.md", "phases")}
     source = "".join(path.read_text("utf-8") for path in (ROOT / "core/drivetrain").rglob("*.py"))
