@@ -224,7 +224,7 @@ def launch_decode(
         q_THK.stride(0),
         inputs.page_table_SP.stride(0),
         *pages.strides,
-        _scale(spec),
+        scale_of(spec),
         spec.soft_cap or 0.0,
         transform.eps,
         transform.weight_offset,
@@ -280,7 +280,7 @@ def launch_cascade(
         q_THK.stride(0),
         inputs.page_table_SP.stride(0),
         *pages.strides,
-        _scale(spec),
+        scale_of(spec),
         spec.soft_cap or 0.0,
         transform.eps,
         transform.weight_offset,
@@ -293,7 +293,7 @@ def launch_cascade(
     )
 
 
-def _scale(spec: AttentionSpec) -> float:
+def scale_of(spec: AttentionSpec) -> float:
     """Factor of the scores; into base 2, unless they are capped first."""
     return spec.scale if spec.soft_cap is not None else spec.scale * LOG2_E
 
