@@ -71,7 +71,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         backend = choose(config)
     with clock.phase("open device"):
         device = open_device(config, backend)
-    limits = _limits(config, model, device.capabilities)
+    limits = executor_limits(config, model, device.capabilities)
     gaps = device.unsupported(model.spec, limits)
     if gaps:
         raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
@@ -225,7 +225,12 @@ def open_model_weights(
     return weights.spec, weights
 
 
-def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+def executor_limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+    """What the configuration, the model and the device leave of every size and type: the plan that will be run.
+
+    Raises:
+        ConfigError: a limit is beyond what the model was made for.
+    """
     from drivetrain_plugins.contract.executor import ExecutorLimits
 
     dtype = _dtype(config, model, capabilities)

@@ -25,6 +25,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
         token_starts: with logprobs, for each new token the number of characters before it in the answer.
         finish_reason: set in the last delta of a completion.
         stop_reason: the stop string or the requested stop token id that ended it; None for an end token of the model.
+        queued_s: from the request's arrival at the engine to its admission to the batch.
         error: what went wrong, with finish_reason "error" or "abort".
     """
 
@@ -37,6 +38,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReasonName | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     error: str | None = None
 
     def followed_by(self, later: TextDelta) -> TextDelta:
@@ -53,6 +55,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
             finish_reason=later.finish_reason,
             stop_reason=later.stop_reason,
             num_cached_tokens=max(self.num_cached_tokens, later.num_cached_tokens),
+            queued_s=max(self.queued_s, later.queued_s),
             error=later.error,
         )
 
@@ -146,6 +149,7 @@ class CompletionText:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             num_cached_tokens=update.num_cached_tokens,
+            queued_s=update.queued_s,
             error=update.error,
         )
 

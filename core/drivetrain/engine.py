@@ -340,7 +340,13 @@ class Engine:
             if reason is None and not request.reports_scores:
                 cached = request.num_cached_tokens
                 updates.append(
-                    Update(request_id=request_id, index=index, token_ids=token_ids, num_cached_tokens=cached)
+                    Update(
+                        request_id=request_id,
+                        index=index,
+                        token_ids=token_ids,
+                        num_cached_tokens=cached,
+                        queued_s=request.queued_s,
+                    )
                 )
                 continue
             logprobs = None
@@ -360,6 +366,7 @@ class Engine:
                     finish_reason=None if reason is None else reason.value,
                     stop_token_id=token_ids[-1] if stopped else None,
                     num_cached_tokens=request.num_cached_tokens,
+                    queued_s=request.queued_s,
                     error=failure if reason is FinishReason.ERROR else None,
                     embedding=None if request.pooling is None else self._embedding(request_id, request),
                 )

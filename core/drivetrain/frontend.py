@@ -17,6 +17,8 @@ from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
 from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.grammar import Grammar
+from drivetrain.grammar.checker import GrammarChecker
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.model_store import resolve_model
 from drivetrain.pooling import EMBEDDING_PARAMS, check_dimensions, check_embeds, embedding_of
@@ -80,6 +82,7 @@ class Frontend:
         tokenizer: the model's tokenizer.
         chat_template: None where the model has none; chat requests are then refused.
         defaults: what the model's authors recommend.
+        grammars: checks grammars before they come to the engine; None leaves that to the engine.
         tool_parser: name of the family in whose style the model calls tools; as in the configuration.
         reasoning_parser: the same for its reasoning.
     """
@@ -91,6 +94,7 @@ class Frontend:
         *,
         chat_template: ChatTemplate | None = None,
         defaults: GenerationDefaults | None = None,
+        grammars: GrammarChecker | None = None,
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
     ) -> None:
@@ -98,6 +102,7 @@ class Frontend:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.defaults = defaults or GenerationDefaults()
+        self._grammars = grammars
         self._parsers = (tool_parser, reasoning_parser)
 
     @property
@@ -294,6 +299,21 @@ class Frontend:
         """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
         return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
 
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
+
+        Raises:
+            RequestError: says why; `param` is `grammar`.
+            Overloaded, EngineError: as `GrammarChecker.check`.
+        """
+        if self._grammars is not None:
+            await self._grammars.check(grammar)
+
+    def close(self) -> None:
+        """End what was started to check requests."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     async def generate(
         self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
     ) -> AsyncGenerator[list[TextDelta], None]:
@@ -383,12 +403,14 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
         ConfigError: the configured `chat_template` cannot be read.
     """
     path = resolve_model(config.model)
-    tokenizer = load_tokenizer(path if config.tokenizer is None else Path(config.tokenizer).expanduser())
+    tokenizer_path = path if config.tokenizer is None else Path(config.tokenizer).expanduser()
+    tokenizer = load_tokenizer(tokenizer_path)
     generation = load_generation_config(path)
     return Frontend(
         engine,
         tokenizer,
         chat_template=_chat_template(tokenizer, config.chat_template),
+        grammars=GrammarChecker(tokenizer_path, lambda: _vocab_size(engine)),
         defaults=GenerationDefaults(
             temperature=generation.temperature,
             top_p=generation.top_p,
@@ -399,6 +421,11 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
         tool_parser=config.tool_parser,
         reasoning_parser=config.reasoning_parser,
     )
+
+
+def _vocab_size(engine: Informed) -> int:
+    assert engine.info is not None, "requests are checked once the engine is ready"
+    return engine.info.vocab_size
 
 
 def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:

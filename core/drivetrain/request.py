@@ -91,6 +91,8 @@ class Request:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache or taken over from the parent at first admission."""
+    queued_s: float = 0.0
+    """From arrival to first admission."""
     num_preemptions: int = 0
 
     length_limit: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
+from drivetrain_server.answers.answer import PromptRun
 from drivetrain_server.errors import HttpError, error_body
 from drivetrain_server.keys import Tenant
 
@@ -86,6 +87,7 @@ class Exchange:
         stream_format: how the answer is streamed, if it is.
         error_event: how a stream that has begun tells of an error.
         sending_since: when a write began that the connection has not taken yet.
+        runs: the prompts that are answered, for traces.
         last_sent: when the last byte was handed over, or the request arrived.
     """
 
@@ -105,10 +107,16 @@ class Exchange:
         self.arrived = perf_counter()
         self.last_sent = self.arrived
         self.sending_since: float | None = None
+        self.runs: Sequence[PromptRun] = ()
         self._send = send
         self._headers: dict[bytes, bytes] | None = None
         self._interruption: Exception | None = None
         self._task: asyncio.Task[object] | None = None
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since the request arrived."""
+        return int((perf_counter() - self.arrived) * 1e9)
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the last one counts."""

@@ -33,6 +33,7 @@ class Generation:
         prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
         pieces: the text of single tokens, as JSON, of the `params`.
         shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+        operation: what is done, in the words of OpenTelemetry: `chat` or `text_completion`.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
     """
 
@@ -45,6 +46,7 @@ class Generation:
         telemetry: Telemetry,
         pieces: JsonPieces,
         arrived: float,
+        operation: str = "chat",
         shown: frozenset[int] = frozenset(),
         empty: bool = False,
     ) -> None:
@@ -58,6 +60,8 @@ class Generation:
         self._empty = empty
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
+        self._arrived = arrived
+        self._operation = operation
         self._last_token = [arrived] * (len(requests) * self.num_answers)
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
@@ -95,6 +99,7 @@ class Generation:
                 async for batch in batches:
                     if rendered := events.render(batch):
                         await exchange.event(rendered)
+        self._complete()
         await exchange.event(events.end(), more=False)
 
     async def whole(self, exchange: Exchange, shape: AnswerShape, *, best: int) -> None:
@@ -104,12 +109,27 @@ class Generation:
             async for batch in batches:
                 for choice, delta in batch:
                     answers[choice // self.num_answers][choice % self.num_answers].add(delta)
+        self._complete()
         if best < self.num_answers:
             answers = [sorted(group, key=lambda answer: -answer.mean_logprob)[:best] for group in answers]
         await exchange.answer(shape.whole(self.prompts, answers))
 
+    def _complete(self) -> None:
+        """Tell the times of an answer that is complete."""
+        for place, run in enumerate(self.prompts):
+            last = run.last_token_at = max(self._last_token[place * self.num_answers :][: self.num_answers])
+            self._telemetry.generated(
+                self._operation,
+                duration_s=last - self._arrived,
+                first_token_s=(run.first_token_at or last) - self._arrived,
+                num_tokens=run.num_generated // self.num_answers,
+            )
+
     def _counted(self, prompt: int, deltas: list[TextDelta]) -> Batch:
         run, now = self.prompts[prompt], perf_counter()
+        if run.first_token_at is None and deltas:
+            run.first_token_at, run.queued_s = now, deltas[0].queued_s
+            self._telemetry.queued(run.queued_s)
         batch: Batch = []
         for each in deltas:
             delta = _emptied(each) if self._empty else each

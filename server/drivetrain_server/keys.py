@@ -69,13 +69,7 @@ class KeyRing:
         """
         count = self._open.get(tenant.name, 0)
         if self._max_requests is not None and count >= self._max_requests:
-            raise HttpError(
-                429,
-                f"this key has {count} requests open, and {self._max_requests} are allowed; wait for one to finish",
-                type="rate_limit_error",
-                code="too_many_requests",
-                retry_after_s=1,
-            )
+            raise too_many_open(count, self._max_requests)
         self._open[tenant.name] = count + 1
 
     def leave(self, tenant: Tenant) -> None:
@@ -85,6 +79,17 @@ class KeyRing:
             self._open[tenant.name] = count
         else:
             del self._open[tenant.name]
+
+
+def too_many_open(count: int, limit: int) -> HttpError:
+    """The answer to a key that has `count` requests open."""
+    return HttpError(
+        429,
+        f"this key has {count} requests open, and {limit} are allowed; wait for one to finish",
+        type="rate_limit_error",
+        code="too_many_requests",
+        retry_after_s=1,
+    )
 
 
 def _digest(key: bytes) -> bytes:

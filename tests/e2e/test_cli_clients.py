@@ -47,3 +47,12 @@ def test_chat_streams_from_the_server_with_a_key(monkeypatch):
     assert (result.exit_code, result.stdout) == (0, "Grüße!\n")
     assert engine.requests[0].params.max_tokens == 50
     assert "the server answered 401" in refused.stderr
+
+
+def test_chat_prints_answers_as_json():
+    with RunningServer(FakeEngine(says("Grüße!"))) as server:
+        result = invoke("chat", "--url", server.url, "--json", typed="hello\n/undo\nhi\n")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"role": "assistant", "content": "Grüße!"},
+        {"role": "assistant", "content": "Grüße!"},
+    ]

@@ -93,8 +93,8 @@ BAD_CHAT: list[tuple[dict[str, object], str]] = [
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"include_reasoning": "no"}, "include_reasoning"),
     ({"functions": [{}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
     ({"audio": {"voice": "x"}}, "audio"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"reasoning_effort": "much"}, "reasoning_effort"),
@@ -106,8 +106,8 @@ BAD_CHAT: list[tuple[dict[str, object], str]] = [
     ({"web_search_options": {}}, "web_search_options"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
-    ({"guided_json": {}}, "guided_json"),
+    ({"structured_outputs": {"regex": None}}, "structured_outputs"),
+    ({"guided_choice": [7]}, "guided_choice[0]"),
 ]
 BAD_TEXT: list[tuple[dict[str, object], str]] = [
     ({"prompt": None}, "prompt"),

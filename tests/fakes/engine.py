@@ -55,6 +55,7 @@ class FakeEngine:
         die_at: the engine dies before this token.
         fail_at: each request fails before this token.
         cached: prompt tokens that count as cached.
+        queued_s: how long requests say they have waited.
     """
 
     def __init__(self, script: Script | None = None) -> None:
@@ -66,6 +67,7 @@ class FakeEngine:
         self.die_at: int | None = None
         self.fail_at: int | None = None
         self.cached = 0
+        self.queued_s = 0.0
         self.start_gate: threading.Event | None = None
         self.start_error: DrivetrainError | None = None
         self.requests: list[GenerateRequest] = []
@@ -206,6 +208,7 @@ class FakeEngine:
             request_id=request.request_id,
             finish_reason="stop",
             num_cached_tokens=self.cached,
+            queued_s=self.queued_s,
             embedding=struct.pack("<8f", *numbers),
         )
 
@@ -246,6 +249,7 @@ class FakeEngine:
             finish_reason=("stop" if stopped else "length") if last else None,
             stop_token_id=new[-1] if stopped else None,
             num_cached_tokens=self.cached,
+            queued_s=self.queued_s,
         )
         if self.fail_at is not None and at >= self.fail_at:
             return structs.replace(update, token_ids=[], logprobs=None, finish_reason="error", error="page 7 was lost")

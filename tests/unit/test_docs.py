@@ -15,13 +15,27 @@ from drivetrain.models.families import FAMILIES, olmo2
 from drivetrain.models.families.blocks import _LISTS, _OPTIONAL, _REQUIRED, _SCALINGS
 from drivetrain.weights.gguf_config import _BUILDERS
 from drivetrain_server.errors import KINDS
-from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.messages import MessagesRequest
+from drivetrain_server.wire.ollama import OllamaChat, OllamaGenerate
+from drivetrain_server.wire.responses import ResponsesRequest
 from drivetrain_server.wire.sampling import SamplingFields
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
-from drivetrain_server.wire.unservable import CHAT, COMMON, COMPLETIONS, EMBEDDINGS
+from drivetrain_server.wire.unservable import (
+    CHAT,
+    COMMON,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MESSAGES,
+    OLLAMA,
+    OLLAMA_OPTIONS,
+    RESPONSES,
+)
+
+OTHERS = (("messages", MESSAGES), ("responses", RESPONSES), ("ollama", OLLAMA | OLLAMA_OPTIONS))
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -100,6 +114,9 @@ def fields(*models: type[BaseModel], without: type[BaseModel] | None = None) -> 
         ("fields: ChatMessage", fields(ChatMessage)),
         ("fields: CompletionRequest - SamplingFields", fields(CompletionRequest, without=SamplingFields)),
         ("fields: EmbeddingRequest", fields(EmbeddingRequest)),
+        ("fields: ResponsesRequest", fields(ResponsesRequest)),
+        ("fields: MessagesRequest", fields(MessagesRequest)),
+        ("fields: OllamaChat + OllamaGenerate", fields(OllamaChat, OllamaGenerate)),
         ("fields: TokenizeText + TokenizeChat + Detokenize", fields(TokenizeText, TokenizeChat, Detokenize)),
     ],
 )
@@ -110,8 +127,11 @@ def test_tables_of_fields_are_those_of_the_wire(mark: str, expected: list[str]) 
 def test_refused_fields_have_their_reasons() -> None:
     listed = {(names(row[0])[0], row[1]): (row[2], len(names(row[3]))) for row in table("http.md", "refused")}
     known = {
-        (name, "both" if name in COMMON and route != "embeddings" else route): (rule.reason, len(rule.harmless))
-        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS))
+        (name, "both" if name in COMMON and route in ("chat", "completions") else route): (
+            rule.reason,
+            len(rule.harmless),
+        )
+        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS), *OTHERS)
         for name, rule in rules.items()
     }
     assert listed == known
@@ -154,6 +174,7 @@ def test_the_worked_example_is_the_file() -> None:
 def test_table_of_metrics_is_what_the_server_says() -> None:
     telemetry = Telemetry()
     telemetry.request("/r", "GET", 200, 0.1)
+    telemetry.generated("chat", duration_s=1.0, first_token_s=0.5, num_tokens=2)
     info = EngineInfo(
         model="m",
         architecture="a",
@@ -169,13 +190,22 @@ def test_table_of_metrics_is_what_the_server_says() -> None:
         kv_bytes=1,
         weight_bytes=1,
     )
-    text = telemetry.render(ready=True, info=info, stats=EngineStats()).decode()
+    text = render([telemetry.reading(open_requests=0)], ready=True, info=info, stats=EngineStats()).decode()
     said: dict[str, str] = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     listed = {names(row[0])[0]: row[1] for row in table("operations.md", "metrics")}
     assert listed == said
     for row in table("operations.md", "metrics"):
         for label in names(row[2]):
             assert re.search(rf"^{names(row[0])[0]}\w*{{[^}}]*\b{label}=", text, re.MULTILINE), (row[0], label)
+
+
+def test_proofs_are_tests_that_exist() -> None:
+    rows = table("operations.md", "proofs")
+    assert len(rows) > 15
+    for promise, proofs in rows:
+        assert names(proofs), promise
+        for proof in names(proofs):
+            assert "\ndef test_" in (ROOT / proof).read_text("utf-8").replace("async def", "def"), proof
 
 
 def test_phases_are_those_of_the_start() -> None:

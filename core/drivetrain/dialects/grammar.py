@@ -15,6 +15,7 @@ from drivetrain.dialects.choose import Dialect
 from drivetrain.dialects.forms import CallForm, HeaderForm, JsonForm, PythonForm, TaggedForm, Tool
 from drivetrain.dialects.spelling import tag_lines, wrapping
 from drivetrain.grammar import Grammar
+from drivetrain.grammar.source import json_schema, json_schema_of
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 """Arguments are laid out as templates show them to models, so no answer is filled with spaces."""
@@ -37,6 +38,9 @@ def call_grammar(
         special: special tokens by their text.
         required: there is at least one call and nothing else; otherwise text is free, and calls in it fit.
         prompt_end: the last text of the prompt, which may have begun or ended the reasoning.
+
+    Raises:
+        RequestError: a schema is none.
     """
     assert dialect.tools is not None, "a model whose calls are not read"
     writer = _Writer(special)
@@ -69,7 +73,8 @@ class _Writer:
         """Exactly this text; nothing for an empty one."""
         if self._cut is None:
             texts = sorted((re.escape(each) for each in self.special if each.strip()), key=len, reverse=True)
-            self._cut = re.compile(f"({'|'.join(texts)})" if texts else r"(?!)()")
+            # Line ends stand alone: of two texts that may follow, none must be the beginning of the other.
+            self._cut = re.compile(f"({'|'.join([*texts, chr(92) + 'n'])})")
         parts = [part for part in self._cut.split(text) if part]
         return " ".join(
             f"<[{self.special[part]}]>" if part in self.special else json.dumps(part, ensure_ascii=False)
@@ -88,6 +93,20 @@ class _Writer:
         return "\n".join(f"{name}: {body}" for name, body in ordered.items()) + "\n"
 
 
+def after_reasoning(dialect: Dialect, grammar: Grammar, special: Mapping[str, int]) -> Grammar | None:
+    """The same grammar behind reasoning that the prompt has begun; None for kinds that cannot stand behind anything."""
+    assert dialect.reasoning is not None, "a model that does not reason"
+    if grammar.kind == "json_object":
+        body = '%json {"type": "object"}'
+    elif grammar.kind == "json_schema":
+        body = f"%json {json_schema(grammar.value)}"
+    else:
+        return None
+    writer = _Writer(special)
+    writer.rule("start", f"{writer.text_until('reasoning', dialect.reasoning.close)} {_BLANKS} {body}")
+    return Grammar(kind="lark", value=writer.text())
+
+
 def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str) -> str:
     reasoning = dialect.reasoning
     if reasoning is None or not reasoning.open or prompt_end.rstrip().endswith(reasoning.close):
@@ -100,29 +119,25 @@ def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str) -> str:
 
 def _among_text(writer: _Writer, form: CallForm, calls: str) -> str:
     """Free text in which calls fit, where a call begins."""
-    opening = _opening(form)
-    if not opening:
+    around, each = wrapping(form)
+    begun = writer.literal(around.opening or each.opening) if form.opens else ""
+    if not begun:
         # Without a marker, what begins like a call has to be one.
         return f'({calls} | /[^{{\\[ \\n](.|\\n)*/ | "")'
-    before = writer.text_until("before", opening)
-    rest = writer.rule("rest", _ANY_TEXT)
-    begun = writer.literal(opening)
     assert calls.startswith(begun), "calls begin with their marker"
+    before = writer.text_until("before", around.opening or each.opening)
+    rest = writer.rule("rest", _ANY_TEXT)
     return f"({before} {calls.removeprefix(begun)})* {rest}"
-
-
-def _opening(form: CallForm) -> str:
-    return wrapping(form)[0].opening if (form.opens or isinstance(form, HeaderForm)) else ""
 
 
 def _calls(writer: _Writer, form: CallForm, tools: Mapping[str, Tool], *, parallel: bool) -> str:
     around, each = wrapping(form)
     names = [writer.rule(f"call_{at}", _call(writer, form, tool, at)) for at, tool in enumerate(tools.values())]
-    any_call = writer.rule("call", " | ".join(names))
-    begin, end = writer.literal(each.opening + each.inner), writer.literal(each.end)
-    more = f"({writer.literal(around.between)} {begin} {any_call} {end})*" if parallel else ""
-    opening = " ".join(part for part in (writer.literal(around.opening), writer.literal(around.inner)) if part)
-    return f"{opening} {begin} {any_call} {end} {more} {writer.literal(around.end)}".strip()
+    body = f"{writer.rule('call', ' | '.join(names))} {writer.literal(each.end)}"
+    begin = " ".join(filter(None, map(writer.literal, (each.opening, each.inner))))
+    opening = " ".join(filter(None, map(writer.literal, (around.opening, around.inner))))
+    more = f"({writer.literal(around.between)} {begin} {body})*" if parallel else ""
+    return " ".join(filter(None, (opening, begin, body, more, writer.literal(around.end))))
 
 
 def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:
@@ -142,16 +157,16 @@ def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:
 
 
 def _arguments(tool: Tool) -> str:
-    return _json(_closed(tool.parameters))
+    schema = {"type": "object", **(tool.parameters or {"properties": {}})}
+    if "properties" in schema:
+        # What is not described is not made up, unless the schema says so.
+        schema.setdefault("additionalProperties", False)
+    return _json(schema)
 
 
 def _json(schema: Mapping[str, object]) -> str:
-    return "%json " + json.dumps({"x-guidance": _LAYOUT, **schema})
-
-
-def _closed(schema: Mapping[str, object]) -> Mapping[str, object]:
-    """Arguments that are not described are not made up, unless the schema says so."""
-    return schema if "additionalProperties" in schema else {**schema, "additionalProperties": False}
+    checked = cast("dict[str, object]", json.loads(json_schema_of(dict(schema))))
+    return "%json " + json.dumps({"x-guidance": _LAYOUT, **checked})
 
 
 def _properties(tool: Tool) -> tuple[Sequence[tuple[str, Mapping[str, object]]], frozenset[str]]:
@@ -201,7 +216,7 @@ def _python(writer: _Writer, tool: Tool, at: int) -> str:
     schemas, required = _properties(tool)
     ordered = sorted(schemas, key=lambda pair: pair[0] not in required)
     keywords = [
-        writer.rule(f"keyword_{at}_{place}", f"{writer.literal(name + '=')} {_json(schema)}")
+        writer.rule(f"keyword_{at}_{place}", f"{writer.literal(name + '=')} {_python_value(schema)}")
         for place, (name, schema) in enumerate(ordered)
     ]
     num_required = sum(name in required for name, _ in ordered)
@@ -212,6 +227,10 @@ def _python(writer: _Writer, tool: Tool, at: int) -> str:
     elif keywords:
         body = "(" + " | ".join(each + _may(keywords[place + 1 :]) for place, each in enumerate(keywords)) + ")?"
     return f'{writer.literal(tool.name + "(")} {body} ")"'
+
+
+def _python_value(schema: Mapping[str, object]) -> str:
+    return '("True" | "False")' if schema.get("type") == "boolean" else _json(schema)
 
 
 def _may(keywords: Sequence[str]) -> str:

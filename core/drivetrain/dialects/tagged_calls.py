@@ -50,7 +50,7 @@ class TaggedCalls:
         tape, out, form = self._tape, self._out, self._form
         tool = out.tools.get(name)
         out.begin(name)
-        keys: set[str] = set()
+        first = True
         while True:
             spaces = yield from tape.spaces()
             read = yield from tape.literal(form.key)
@@ -58,22 +58,30 @@ class TaggedCalls:
                 break
             key, end = yield from tape.bounded(stop_automaton(form.key_ends), MAX_NAME_CHARS)
             if end is None:
-                break
+                # The call ends within a tag: what there is of the tag is no part of it.
+                self._end(first)
+                out.say(spaces + read + key)
+                return
             key = key.strip()
             if form.value:
                 yield from tape.spaces()
-                yield from tape.literal(form.value)
-            out.arguments(("{" if not keys else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
-            keys.add(key)
+                opened = yield from tape.literal(form.value)
+                if opened != form.value:
+                    tape.give_back(opened)
+            out.arguments(("{" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
+            first = False
             textual = end == form.text_key_end or is_text(tool, key)
             yield from self._value(tool, key, textual=textual)
-        out.arguments("}" if keys else "{}")
-        out.end()
+        self._end(first)
         tape.give_back(read)
         read = yield from tape.literal(form.function_end)
         if read != form.function_end:
             tape.give_back(read)
             out.say(spaces)
+
+    def _end(self, empty: bool) -> None:
+        self._out.arguments("{}" if empty else "}")
+        self._out.end()
 
     def _value(self, tool: Tool | None, key: str, *, textual: bool) -> Reading[None]:
         tape, form = self._tape, self._form

@@ -24,6 +24,7 @@ _MAX_KEPT = 64
 _QUICK_S = 0.05
 """A grammar that compiled in less may be compiled again in the middle of a step."""
 _SHOWN_CHARS = 300
+_PROBED_STEPS = 8
 _MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
 _LIMITS: dict[str, int | bool] = {
     "max_items_in_row": 2_000,
@@ -38,7 +39,7 @@ _LIMITS: dict[str, int | bool] = {
 
 
 class CompiledGrammar:
-    """A grammar that has passed: it compiled, and something can begin an answer.
+    """A grammar that has passed: it compiled, and an answer can begin.
 
     Attributes:
         compile_s: what compiling and the first mask took.
@@ -134,13 +135,25 @@ def _check(matcher: LLMatcher, vocab_size: int) -> None:
     for warning in matcher.get_grammar_warnings():
         if _MISSING.search(warning):
             raise refusal(_reason(warning))
+    _walk(matcher.deep_copy(), vocab_size)
+
+
+def _walk(matcher: LLMatcher, vocab_size: int) -> None:
+    """Refuse what nothing can begin, and what is too costly for the first tokens already."""
     mask = np.zeros(-(-vocab_size // 32), np.int32)
-    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-    if matcher.is_error():
+    for step in range(_PROBED_STEPS):
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
         error = matcher.get_error()
-        raise refusal("no text matches it" if error.startswith("NoExtension") else _reason(error))
-    if not mask.any():
-        raise refusal("no text matches it")
+        if error.startswith("NoExtension") or not (error or len(allowed)):
+            raise refusal("no text matches it")
+        if not error:
+            matcher.consume_token(int(allowed[step * len(allowed) // _PROBED_STEPS]))
+            error = matcher.get_error()
+        if error:
+            raise refusal(_reason(error))
+        if matcher.is_stopped():
+            return
 
 
 def _reason(error: str) -> str:

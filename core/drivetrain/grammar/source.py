@@ -38,6 +38,13 @@ def source_of(grammar: Grammar) -> str:
     Raises:
         RequestError: the value is not of its kind.
     """
+    try:
+        return _source_of(grammar)
+    except ValueError as error:
+        raise refusal(str(error)) from None
+
+
+def _source_of(grammar: Grammar) -> str:
     from llguidance import LLMatcher
 
     match grammar.kind:

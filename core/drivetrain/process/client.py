@@ -26,11 +26,22 @@ class ProcessEngine(EngineLink):
     An engine that dies once it was ready is started again, at most `max_restarts` times within `restart_window_s`, and
     so is one that dies while it starts again. Requests that had brought tokens fail at once with `EngineDead`; those
     that had not are given to the next engine, once.
+
+    Args:
+        socket_path: where every one of its engines listens, so that other processes can connect too (`RemoteEngine`).
     """
 
-    def __init__(self, config: EngineConfig, *, max_restarts: int = 3, restart_window_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        max_restarts: int = 3,
+        restart_window_s: float = 600.0,
+        socket_path: str | None = None,
+    ) -> None:
         super().__init__()
         self._config = config
+        self._socket_path = socket_path
         self._max_restarts = max_restarts
         self._restart_window_s = restart_window_s
         self._restarts: deque[float] = deque()
@@ -47,7 +58,7 @@ class ProcessEngine(EngineLink):
 
     def launch(self) -> None:
         """Start the process ahead of `start`, so that it loads while this one still imports what it needs."""
-        self._launched = EngineProcess(self._config)
+        self._launched = self._new_process()
 
     def abandon(self) -> None:
         """End a process that was launched, if `start` has not taken it over."""
@@ -112,10 +123,13 @@ class ProcessEngine(EngineLink):
         self._restarts.append(now)
         return True
 
+    def _new_process(self) -> EngineProcess:
+        return EngineProcess(self._config, socket_path=self._socket_path)
+
     async def _run_once(self) -> DrivetrainError:
         """Start the process, serve until it ends, and say why it ended."""
         launched, self._launched = self._launched, None
-        with launched or EngineProcess(self._config) as process:
+        with launched or self._new_process() as process:
             self._process = process
             deadline = time.monotonic() + _CONNECT_TIMEOUT_S
             last_words = await self._converse(

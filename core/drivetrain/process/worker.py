@@ -16,7 +16,9 @@ import struct
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import msgspec
 
@@ -83,7 +85,14 @@ class _Orphaned(msgspec.Struct, frozen=True):
     """Put into the inbox when standard input closes."""
 
 
-_Inbox = queue.SimpleQueue[tuple[_Frontend | None, ToEngine | _Gone | _Orphaned]]
+class _Compiled(msgspec.Struct, frozen=True):
+    """Put into the inbox when the grammar of a request is compiled, or refused."""
+
+    submit: Submit
+
+
+_Message: TypeAlias = ToEngine | _Gone | _Orphaned | _Compiled
+_Inbox = queue.SimpleQueue[tuple[_Frontend | None, _Message]]
 
 
 class Worker:
@@ -98,6 +107,8 @@ class Worker:
         self._lock = threading.Lock()
         self._greeting: list[FromEngine] = []
         self._drain_until: float | None = None
+        self._compiling: dict[str, _Frontend] = {}
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
 
     def listen(self) -> None:
         """Accept frontends and watch standard input, in the background."""
@@ -136,22 +147,20 @@ class Worker:
         """Tell every frontend why the engine ends."""
         self._announce(Died(type(error).__name__, str(error) or repr(error)))
 
-    def _take(self, engine: Engine, frontend: _Frontend | None, message: ToEngine | _Gone | _Orphaned) -> bool:
+    def _take(self, engine: Engine, frontend: _Frontend | None, message: _Message) -> bool:
         """Act on one message; False ends the loop."""
         match message:
-            case Submit(request, line):
+            case Submit():
                 assert frontend is not None
-                try:
-                    if self._drain_until is not None:
-                        raise Draining("the server is shutting down and takes no new work")
-                    engine.submit(request)
-                except DrivetrainError as error:
-                    self._send(frontend, refusal(request.request_id, error))
-                else:
-                    self._owners[request.request_id] = _Owner(frontend, line, set(range(request.params.n)))
-                    frontend.requests.add(request.request_id)
+                if not self._compile_aside(engine, frontend, message):
+                    self._submit(engine, frontend, message)
+            case _Compiled(submit):
+                assert frontend is not None
+                if self._compiling.pop(submit.request.request_id, None) is not None:
+                    self._submit(engine, frontend, submit)
             case Abort(request_id, index):
-                engine.abort(request_id, index)
+                if index is not None or self._compiling.pop(request_id, None) is None:
+                    engine.abort(request_id, index)
             case AskStats():
                 assert frontend is not None
                 self._send(frontend, Stats(engine.stats()))
@@ -206,7 +215,39 @@ class Worker:
         while engine.has_work:
             self._deliver(engine, engine.step())
 
+    def _submit(self, engine: Engine, frontend: _Frontend, submit: Submit) -> None:
+        request = submit.request
+        try:
+            if self._drain_until is not None:
+                raise Draining("the server is shutting down and takes no new work")
+            engine.submit(request)
+        except DrivetrainError as error:
+            self._send(frontend, refusal(request.request_id, error))
+        else:
+            self._owners[request.request_id] = _Owner(frontend, submit.line, set(range(request.params.n)))
+            frontend.requests.add(request.request_id)
+
+    def _compile_aside(self, engine: Engine, frontend: _Frontend, submit: Submit) -> bool:
+        """Compile a grammar that the engine does not know in a thread, so that others' steps go on meanwhile."""
+        grammar = submit.request.params.grammar
+        grammars = None if grammar is None else engine.grammars
+        if grammar is None or grammars is None or grammars.has(grammar):
+            return False
+
+        def compile_it() -> None:
+            # What stands against it is raised again when the engine is asked.
+            with contextlib.suppress(DrivetrainError):
+                grammars.compile(grammar)
+            self._inbox.put((frontend, _Compiled(submit)))
+
+        self._compiling[submit.request.request_id] = frontend
+        self._compiler.submit(compile_it)
+        return True
+
     def _forget(self, engine: Engine, frontend: _Frontend) -> None:
+        self._compiling = {
+            request_id: waiting for request_id, waiting in self._compiling.items() if waiting is not frontend
+        }
         for request_id in frontend.requests:
             self._owners.pop(request_id, None)
             engine.abort(request_id)

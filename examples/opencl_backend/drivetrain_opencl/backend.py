@@ -18,7 +18,7 @@ from drivetrain_opencl.options import OpenclOptions
 from drivetrain_opencl.queue import MAX_HEAD_DIM, DeviceQueue
 from drivetrain_opencl.runtime import OpenclRuntime
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.shapes import ShapePolicy
@@ -41,8 +41,10 @@ class OpenclDevice(Device):
             page_sizes=(16, 32, 64, 128),
             attention=frozenset({"window", "soft_cap", "sinks", "alibi"}),
             max_head_dim=MAX_HEAD_DIM,
+            sampling=EVERY_SAMPLING_FEATURE,
             step_tokens=512,
             memory_bytes=device.global_mem_size,
+            max_ranks=max(2, device.max_compute_units),  # ranks may share a device
         )
         self.runtime = OpenclRuntime(queue)
         self.allocator = OpenclAllocator(queue, options.kv_share)

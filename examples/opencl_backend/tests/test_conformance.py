@@ -3,4 +3,3 @@ from drivetrain_plugins.conformance.suite import BackendConformance
 
 class TestOpencl(BackendConformance):
     backend = "drivetrain_opencl.backend:OpenclBackend"
-    world = 2

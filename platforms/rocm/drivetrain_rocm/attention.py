@@ -33,6 +33,8 @@ class RocmAttention(TritonAttention):
         super().__init__(arch=arch, num_processors=num_processors, pdl=False, batch_invariant=batch_invariant)
         part = part_of(arch)
         self._knows_e4m3 = part is not None and part.fp8 != "none"
+        # As many threads for a head's registers whatever the wave.
+        self.write_warps = 4 if part is None else 256 // part.wave_size
 
     def decode_config(self, head_dim: int, kv_bytes: int, query_bytes: int, rows: int) -> DecodeConfig:
         return decode_config(self._arch, head_dim, kv_bytes, query_bytes, rows)

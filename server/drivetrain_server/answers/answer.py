@@ -49,6 +49,9 @@ class PromptRun:
         text: the prompt as it is echoed; empty where it is not.
         logprobs: of the prompt's tokens, once they came.
         awaits_logprobs: they were asked for, so no choice of this prompt is begun without them.
+        queued_s: how long it waited in the engine.
+        first_token_at: when its first token came, by `perf_counter`; None before.
+        last_token_at: when its newest token came, once the answer is complete.
     """
 
     token_ids: list[int]
@@ -57,6 +60,9 @@ class PromptRun:
     logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     num_generated: int = 0
+    queued_s: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float | None = None
 
 
 def usage_of(prompts: Sequence[PromptRun]) -> dict[str, object]:

@@ -19,6 +19,7 @@ class CompletionsRoute(GenerateRoute[CompletionRequest]):
 
     unservable = COMPLETIONS
     id_prefix = "cmpl-"
+    operation = "text_completion"
 
     def parse(self, body: JsonObject) -> CompletionRequest:
         return parse(CompletionRequest, body)

@@ -18,13 +18,16 @@ from drivetrain_server.errors import HttpError, error_body, http_error, internal
 from drivetrain_server.lifecycle import State
 from drivetrain_server.pages import add_pages
 from drivetrain_server.service import Service
+from drivetrain_server.telemetry import render
 
 PHASE_PERIOD_S = 0.2
 STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
-POST /v1/embeddings
+POST /v1/responses          POST /v1/embeddings
+POST /v1/messages           POST /v1/messages/count_tokens
+POST /api/chat, /api/generate, /api/embed, /api/show   GET /api/tags, /api/ps, /api/version
 GET  /v1/models             GET  /v1/models/{{id}}
 POST /tokenize              POST /detokenize
 GET  /health                GET  /ready
@@ -128,9 +131,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
         `text/event-stream`: one for each change, until the server is ready or has failed."""
         if "text/event-stream" in request.headers.get("accept", ""):
             return StreamingResponse(_phase_events(service), media_type="text/event-stream")
-        state = lifecycle.state
+        state = service.state
         headers = {} if state == "ready" else {"retry-after": "2" if state == "starting" else "10"}
-        return _json(_readiness(service), 200 if state == "ready" else 503, headers)
+        return _json(await _readiness(service), 200 if state == "ready" else 503, headers)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -141,17 +144,18 @@ def _add_state(app: FastAPI, service: Service) -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STATS_TIMEOUT_S):
                     stats = await engine.stats()
-        text = service.telemetry.render(ready=lifecycle.state == "ready", info=engine.info, stats=stats)
+        text = render(await service.peers.readings(), ready=service.state == "ready", info=engine.info, stats=stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _readiness(service: Service) -> dict[str, object]:
+async def _readiness(service: Service) -> dict[str, object]:
     lifecycle = service.lifecycle
+    readings = await service.peers.readings()
     reason = lifecycle.failure or lifecycle.engine.failure
     answer: dict[str, object] = {
-        "status": lifecycle.state,
+        "status": service.state,
         "phases": [_phase(phase) for phase in lifecycle.engine.phases],
-        "open_requests": lifecycle.num_open,
+        "open_requests": sum(reading.open_requests for reading in readings),
     }
     return answer if reason is None else answer | {"reason": reason}
 
@@ -171,8 +175,8 @@ async def _phase_events(service: Service) -> AsyncIterator[bytes]:
     ends: tuple[State, ...] = ("ready", "failed")
     last = None
     while True:
-        state = service.lifecycle.state
-        now = orjson.dumps(_readiness(service))
+        state = service.state
+        now = orjson.dumps(await _readiness(service))
         if now != last:
             yield b"event: %b\ndata: %b\n\n" % (state.encode(), now)
             last = now

@@ -131,6 +131,7 @@ def launch_write(
     inputs: StepInputs,
     transform: Transform,
     *,
+    num_warps: int,
     pdl: bool,
 ) -> None:
     """Store keys and values of all tokens, transformed; and transform queries in place, if given.
@@ -174,7 +175,7 @@ def launch_write(
         BLOCK_H=block_heads,
         BLOCK_K=padded_head_dim(head_dim),
         SOFT_FP8=pages.soft_fp8,
-        num_warps=4,
+        num_warps=num_warps,
         pdl=pdl,
         **transform.constexprs,
     )
