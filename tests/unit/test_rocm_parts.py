@@ -178,7 +178,7 @@ def test_every_part_serves_the_heads_that_it_claims(part: str) -> None:
 
 
 def test_what_the_tables_lack_is_said_by_size_and_type() -> None:
-    (first, second) = kernel_gaps(limits(32_001), "gfx1100", frozenset({256}), batch_invariant=False)
+    first, second = kernel_gaps(limits(32_001), "gfx1100", frozenset({256}), batch_invariant=False)
     assert "32001 sequences" in first
     assert "no decode configuration for gfx1100, head size 256, 2 bytes" in second
     (gap,) = kernel_gaps(limits(), "gfx1030", frozenset({128}), batch_invariant=False)

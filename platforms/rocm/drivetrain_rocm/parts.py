@@ -15,6 +15,9 @@ from drivetrain_plugins.contract.capabilities import Fp8Flavour
 
 Matrix = Literal["mfma", "wmma"]
 
+RDNA_HEAD_DIM = 128
+"""A wave of 32 has 256 registers a thread: 16 queries of a head of 256 and their sums fill them all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -72,8 +75,7 @@ PARTS: Mapping[str, Part] = {
             lds_bytes=64 << 10,
             matrix="wmma",
             fp8="none",
-            # Its matrix instructions take every operand twice over: a head of 256 fills all registers by itself.
-            max_head_dim=128,
+            max_head_dim=RDNA_HEAD_DIM,
         ),
         Part(
             name="gfx1201",
@@ -82,6 +84,7 @@ PARTS: Mapping[str, Part] = {
             lds_bytes=64 << 10,
             matrix="wmma",
             fp8="ocp",
+            max_head_dim=RDNA_HEAD_DIM,
         ),
     )
 }

@@ -47,10 +47,6 @@ _RDNA4: dict[tuple[int, int, Rows], DecodeConfig] = {
     (128, 1, "few"): _config(32, 4, 1, 2),
     (128, 2, "few"): _config(32, 4, 1, 2),
     (128, 4, "few"): _config(16, 16, 1, 1),
-    (256, 1, "few"): _config(16, 8, 1, 1),
-    (256, 2, "few"): _config(16, 8, 1, 1),
-    (256, 1, "many"): _config(16, 16, 1, 1),
-    (256, 2, "many"): _config(16, 16, 1, 1),
 }
 _FAMILIES = {"gfx90a": _CDNA, "gfx942": _CDNA, "gfx950": _CDNA, "gfx1100": _RDNA3, "gfx1201": _RDNA4}
 

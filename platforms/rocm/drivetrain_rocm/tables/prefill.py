@@ -49,7 +49,7 @@ _RDNA3 = {
 _RDNA4 = {
     **_RDNA3,
     (128, 2): _config(64, 32, 16, 4, 1),
-    (256, 2): _config(64, 16, 16, 4, 1),
+    (128, 4): _config(16, 16, 16, 8, 1),
 }
 _FAMILIES = {"gfx90a": _CDNA, "gfx942": _CDNA, "gfx950": _CDNA, "gfx1100": _RDNA3, "gfx1201": _RDNA4}
 
