@@ -80,6 +80,7 @@ def test_a_sound_machine_is_ready_and_says_how_far_it_is_proved(tmp_path: Path) 
     assert first.details == {"uuid": "GPU-123456789abcdef1", "bus": "0000:c1:00.0", "processors": 304}
     assert second.details["bus"] == "0000:c2:00.0"
     assert result.details["proof"] == PROOF
+    assert "drivetrain backends --check rocm" in result.next_step and PROOF in result.next_step
     assert "never run on AMD" in PROOF
 
 

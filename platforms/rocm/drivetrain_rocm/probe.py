@@ -28,7 +28,9 @@ AMD_VENDOR = "0x1002"
 INSTALL_TRITON = "pip install 'triton>=3.6'"
 INSTALL_TORCH = "install a PyTorch that is built for ROCm, from the index that has it; it brings Triton"
 PROOF = "compiled for this part, run in the interpreter and on an NVIDIA GPU, never run on AMD"
-"""How far the backend is proved, said in every list of devices."""
+"""How far the backend is proved."""
+PROVE = f"prove it with `drivetrain backends --check rocm` before you rely on it: it was {PROOF}"
+"""Said beside the GPUs wherever backends are listed."""
 OTHER_OWNERS = frozenset({"vfio-pci", "pci-stub"})
 """Kernel drivers that keep a device for virtual machines."""
 CONTROLLERS = ("0x0300", "0x0302", "0x0380", "0x1200")
@@ -92,7 +94,8 @@ def examine(
     visible = [gpus[index] for index in chosen]
     obstacle = _old_part(visible) or _closed_device(root) or _package_obstacle(packages)
     if obstacle is None:
-        return ProbeResult(ready=True, devices=devices, details={**details, "proof": PROOF})
+        details["proof"] = PROOF
+        return ProbeResult(ready=True, next_step=PROVE, devices=devices, details=details)
     return ProbeResult(
         ready=False,
         reason=obstacle.reason,
