@@ -1,4 +1,4 @@
-"""The Gaudi backend on the processor: its own code throughout, over a stub of Habana's packages that forgives nothing."""
+"""The Gaudi backend on the processor: all of its own code, over a stub of Habana's packages that forgives nothing."""
 
 from __future__ import annotations
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING
 
-from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.errors import BackendError
+
+if TYPE_CHECKING:  # the probe needs this module, and no torch
+    from drivetrain_plugins.contract.backend import RankInfo
 
 VISIBLE = "HABANA_VISIBLE_MODULES"
 MODULE = "HLS_MODULE_ID"

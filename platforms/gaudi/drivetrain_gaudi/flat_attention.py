@@ -68,30 +68,31 @@ def decode(
     num_rows, num_heads, size = q_BHK.shape
     kv_heads = k_NPGK.shape[2]
     owns_NB = pages.owns_NR.to(q_BHK.dtype)
-    owns32_NB = pages.owns_NR.float()
+    wide = torch.promote_types(q_BHK.dtype, torch.float32)
+    owns_wide_NB = pages.owns_NR.to(wide)
     q_BX = _finite(q_BHK * shaping.scale).flatten(1)
     q_NGgK = (owns_NB @ q_BX).view(-1, kv_heads, num_heads // kv_heads, size)
-    s_NGgP = (q_NGgK @ k_NPGK.permute(0, 2, 3, 1)).float()
+    s_NGgP = (q_NGgK @ k_NPGK.permute(0, 2, 3, 1)).to(wide)
     s_NGgP = _shaped(s_NGgP, distance_NP[:, None, None, :], kv_heads, shaping)
     s_NGgP = torch.where(seen_NP[:, None, None, :], s_NGgP, HIDDEN)
 
     m_NH = s_NGgP.amax(dim=-1).flatten(1)
     p_NGgP = torch.exp(s_NGgP - m_NH.view(s_NGgP.shape[:-1])[..., None])
     o_NH = p_NGgP.sum(dim=-1).flatten(1)
-    mixed_NHK = (p_NGgP.to(v_NPGK.dtype) @ v_NPGK.transpose(1, 2)).flatten(1, 2).float()
+    mixed_NHK = (p_NGgP.to(v_NPGK.dtype) @ v_NPGK.transpose(1, 2)).flatten(1, 2).to(wide)
 
     # The maximum over a row's pages; a last row for the padding, which no page of a row reads.
     most_BH = torch.where(pages.owns_NR[:, :, None], m_NH[:, None, :], HIDDEN).amax(dim=0)
     if shaping.sinks_H is not None:
-        most_BH = torch.maximum(most_BH, shaping.sinks_H.float())
+        most_BH = torch.maximum(most_BH, shaping.sinks_H.to(wide))
     padded_BH = torch.nn.functional.pad(most_BH, (0, 0, 0, 1), value=HIDDEN)
     weight_NH = torch.exp(m_NH - padded_BH.index_select(0, pages.group_N))
     part_NH = _finite(weight_NH * o_NH)
-    sum_BH = owns32_NB.t() @ part_NH
+    sum_BH = owns_wide_NB.t() @ part_NH
     if shaping.sinks_H is not None:
-        sum_BH = sum_BH + torch.exp(shaping.sinks_H.float() - most_BH)
+        sum_BH = sum_BH + torch.exp(shaping.sinks_H.to(wide) - most_BH)
     # A page of padding has no sum of its row; its own part keeps the division sound.
-    whole_NH = torch.maximum(owns32_NB @ sum_BH, part_NH)
+    whole_NH = torch.maximum(owns_wide_NB @ sum_BH, part_NH)
     share_NHK = _finite(mixed_NHK * (weight_NH / whole_NH)[..., None])
     out_BX = owns_NB.t() @ share_NHK.flatten(1).to(q_BHK.dtype)
     return out_BX.view(num_rows, num_heads, size)
@@ -108,6 +109,7 @@ def prefill(
     """Several queries a row, in plain torch: (T, H, K). Queries that see nothing, which are padding, get an average."""
     num_heads, kv_heads = q_THK.shape[1], k_LGK.shape[1]
     k_GKL, v_GLK = k_LGK.permute(1, 2, 0), v_LGK.transpose(0, 1)
+    wide = torch.promote_types(q_THK.dtype, torch.float32)
     step = max(16, BLOCK_SCORES // max(1, num_heads * k_LGK.shape[0]))
     blocks: list[torch.Tensor] = []
     for first in range(0, q_THK.shape[0], step):
@@ -115,11 +117,11 @@ def prefill(
         count = q_bHK.shape[0]
         # (G, g b, K): the queries of a group share their keys
         q_GMK = q_bHK.view(count, kv_heads, -1, q_THK.shape[2]).permute(1, 2, 0, 3).flatten(1, 2)
-        s_GgbL = (q_GMK @ k_GKL).float().view(kv_heads, num_heads // kv_heads, count, -1)
+        s_GgbL = (q_GMK @ k_GKL).to(wide).view(kv_heads, num_heads // kv_heads, count, -1)
         s_GgbL = _shaped(s_GgbL[None], distance_TL[rows], kv_heads, shaping)[0]
         s_GgbL = torch.where(seen_TL[rows], s_GgbL, HIDDEN)
         if shaping.sinks_H is not None:
-            sinks_Ggb1 = shaping.sinks_H.float().view(kv_heads, -1, 1, 1).expand(-1, -1, count, 1)
+            sinks_Ggb1 = shaping.sinks_H.to(wide).view(kv_heads, -1, 1, 1).expand(-1, -1, count, 1)
             s_GgbL = torch.cat((s_GgbL, sinks_Ggb1), dim=-1)
         p_GgbL = s_GgbL.softmax(dim=-1)
         if shaping.sinks_H is not None:
@@ -135,7 +137,7 @@ def _shaped(s: torch.Tensor, distance: torch.Tensor, kv_heads: int, shaping: Sha
     if shaping.soft_cap is not None:
         s = torch.tanh(s / shaping.soft_cap) * shaping.soft_cap
     if shaping.alibi_H is not None:
-        slopes = shaping.alibi_H.float().view(kv_heads, -1, *(1,) * (s.ndim - 3))
+        slopes = shaping.alibi_H.to(s.dtype).view(kv_heads, -1, *(1,) * (s.ndim - 3))
         s = s + slopes * distance
     return s
 

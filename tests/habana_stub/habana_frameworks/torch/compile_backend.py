@@ -9,6 +9,8 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import register_backend
 
+from habana_frameworks.torch import hpu_state
+
 OPTIONS = frozenset(
     {
         "use_compiled_recipes",
@@ -41,6 +43,9 @@ def hpu_backend(graph_module: torch.fx.GraphModule, example_inputs: list[Any], *
         if any(isinstance(size, torch.SymInt) for size in sizes):
             raise AssertionError(f"{node} has a symbolic size")
     compiled.append(graph_module)
+
+    if not hpu_state.decomposes:
+        return graph_module.forward
 
     def run(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         return graph.forward
