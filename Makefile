@@ -19,7 +19,7 @@ ACCELERATOR = $(if $(filter auto cuda,$(BACKEND)),$(if $(NVIDIA_DRIVER),cuda))
 CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_cuda.probe import torch_cuda_build as build; sys.exit(build() is None)"
 READY = $(VENV)/.ready$(addprefix -,$(ACCELERATOR))
 
-.PHONY: help serve test test-all check docs bench clean
+.PHONY: help serve test test-all check check-deploy docs bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -63,8 +63,17 @@ check: $(VENV)/.ready-dev ## Lint, types, layers
 	$(RUN)/lint-imports
 	$(RUN)/pyright --pythonpath $(RUN)/python
 
-docs: $(VENV)/.ready-dev ## Write the generated pages again
+$(VENV)/.ready-deploy: $(INPUTS) | $(VENV)/.ready-dev
+	@echo "Installing the linters of deploy/ into $(VENV) (once)"
+	$(INSTALL) -e '.[deploy]'
+	@touch $@
+
+check-deploy: $(VENV)/.ready-deploy ## Lint and render Dockerfiles, compose file and Helm chart
+	$(RUN)/python -m pytest tests/deploy
+
+docs: $(VENV)/.ready-dev ## Write the generated pages and Dockerfiles again
 	$(RUN)/python -m drivetrain_server.config_docs > docs/config.md
+	$(RUN)/python deploy/docker/render.py
 
 bench: $(VENV)/.ready ## Host cost of a step and CPU throughput
 	$(RUN)/python bench/host_cost.py

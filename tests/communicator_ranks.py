@@ -16,7 +16,7 @@ def run_ranks(kind: str, scenario: str, timeout_s: float, ranks: tuple[int, ...]
     """What each rank printed.
 
     Args:
-        kind: "gloo" or "nccl".
+        kind: "gloo", "nccl" or "sockets".
         ranks: those of the two that are started.
     """
     with socket.socket() as probe:

@@ -25,11 +25,26 @@ class Environment:
     def site_packages(self) -> Path:
         return next(self.folder.glob("lib/python*/site-packages"))
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"DRIVETRAIN_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What its programs are started with, beside this process's variables."""
+        home = {"DRIVETRAIN_HOME": str(self.folder / "home"), "POCL_CACHE_DIR": str(self.folder / "kernels")}
+        return home | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
+
+    def run(
+        self, *command: str, check: bool = True, time_limit_s: float = TIME_LIMIT_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs."""
         program = str(self.folder / "bin" / command[0])
-        return _run([program, *command[1:]], cwd=self.folder, environment=environment, check=check)
+        environment = os.environ | self.variables
+        return _run(
+            [program, *command[1:]], cwd=self.folder, environment=environment, check=check, time_limit_s=time_limit_s
+        )
 
 
 def fresh_environment(folder: Path, wheels: Sequence[Path]) -> Environment:
@@ -52,10 +67,15 @@ def build(source: Path, kind: Literal["wheel", "sdist"], out: Path) -> Path:
 
 
 def _run(
-    command: list[str], *, cwd: Path | None = None, environment: dict[str, str] | None = None, check: bool = True
+    command: list[str],
+    *,
+    cwd: Path | None = None,
+    environment: dict[str, str] | None = None,
+    check: bool = True,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=time_limit_s, check=False
     )
     if check:
         assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"

@@ -17,6 +17,7 @@ WARM_STARTS = 2
 
 def run(settings: Settings, record: Record) -> None:
     """One cold start, then warm ones on the caches that it filled."""
+    record.put(model=settings.http_model)
     caches = settings.folder("caches")
     shutil.rmtree(caches)
     caches.mkdir()
@@ -33,4 +34,3 @@ def run(settings: Settings, record: Record) -> None:
         row |= {"cache_bytes": sum(path.stat().st_size for path in caches.rglob("*") if path.is_file())}
         print("START", json.dumps(row), flush=True)
         record.append("starts", row)
-    record.put(model=settings.http_model)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from drivetrain_plugins.contract.attention import AttentionLayer, PagedAttention
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
 from drivetrain_plugins.contract.batch import Int32Array, StepBatch
-from drivetrain_plugins.contract.capabilities import Capabilities
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities
 from drivetrain_plugins.contract.communicator import SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import Allocator, KVCache, KVSpec, MemoryLimits, MemoryPlan, MemoryUse
@@ -224,6 +224,7 @@ class PlainDevice(Device):
         name = torch.cuda.get_device_name(device) if cuda else "processor"
         self.torch_device = device
         self.capabilities = Capabilities(
+            sampling=EVERY_SAMPLING_FEATURE,
             device_name=name,
             dtypes=("bfloat16", "float32", "float16") if cuda else ("float32", "bfloat16"),
             kv_dtypes=("bfloat16", "float32", "float16") if cuda else ("float32", "bfloat16"),

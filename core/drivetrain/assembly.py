@@ -17,6 +17,7 @@ from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config, load_model_config
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
+from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model
 from drivetrain.phases import OnPhase, PhaseClock
@@ -32,6 +33,7 @@ from drivetrain_plugins.spec import BackendSpec
 
 if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
     import torch
+    from llguidance import LLTokenizer
 
     from drivetrain_plugins.contract.backend import Device
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
@@ -69,7 +71,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         backend = choose(config)
     with clock.phase("open device"):
         device = open_device(config, backend)
-    limits = _limits(config, model, device.capabilities)
+    limits = executor_limits(config, model, device.capabilities)
     gaps = device.unsupported(model.spec, limits)
     if gaps:
         raise Unsupported(f"{backend.name} cannot serve {model.name}: " + "; ".join(gaps))
@@ -88,7 +90,17 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         backend=backend.name,
         capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
+        grammars=GrammarCompiler(lambda: _open_vocabulary(config, model)),
     )
+
+
+def _open_vocabulary(config: EngineConfig, model: OpenedModel) -> LLTokenizer:
+    """What grammars are compiled for, read when the first request has one."""
+    from drivetrain.grammar.vocabulary import open_vocabulary
+    from drivetrain.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path(config, model.path))
+    return open_vocabulary(tokenizer, model.spec.vocab_size, model.end_ids)
 
 
 def open_model(config: EngineConfig) -> OpenedModel:
@@ -115,6 +127,11 @@ def open_model(config: EngineConfig) -> OpenedModel:
         end_ids=frozenset(load_generation_config(path).eos_token_ids),
         embedding=embedding_format(path, config.pooling),
     )
+
+
+def tokenizer_path(config: EngineConfig, model: Path) -> Path:
+    """Where the model's tokenizer is read from."""
+    return model if config.tokenizer is None else Path(config.tokenizer).expanduser()
 
 
 def choose(config: EngineConfig) -> BackendSpec:
@@ -208,7 +225,12 @@ def open_model_weights(
     return weights.spec, weights
 
 
-def _limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+def executor_limits(config: EngineConfig, model: OpenedModel, capabilities: Capabilities) -> ExecutorLimits:
+    """What the configuration, the model and the device leave of every size and type: the plan that will be run.
+
+    Raises:
+        ConfigError: a limit is beyond what the model was made for.
+    """
     from drivetrain_plugins.contract.executor import ExecutorLimits
 
     dtype = _dtype(config, model, capabilities)
@@ -265,6 +287,7 @@ def connect(
     backend: str,
     capabilities: Capabilities,
     weight_bytes: int,
+    grammars: GrammarCompiler | None = None,
 ) -> Engine:
     """Scheduler, batch builder and step loop around a loaded executor.
 
@@ -324,5 +347,6 @@ def connect(
         end_ids=model.end_ids,
         overlap=bool(scheduler.limits.overlap),
         sampling=capabilities.sampling,
+        grammars=grammars,
         seed=config.seed,
     )

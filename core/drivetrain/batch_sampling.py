@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from drivetrain.request import BIASES, FILTERS, PENALTIES, RANDOM
+from drivetrain.request import BIASES, FILTERS, MASKS, PENALTIES, RANDOM
 from drivetrain.sampling import SamplingParams
 from drivetrain.scheduling.schedule import ScheduledRow
 from drivetrain_plugins.contract.batch import NUM_SLOT_COLUMNS, Int32Array, PromptLogprobs, SampleFeatures
@@ -35,6 +35,7 @@ def _features(needs: int, biases: bool, logprobs: int) -> SampleFeatures:
         filters=bool(needs & FILTERS),
         penalties=bool(needs & PENALTIES),
         biases=biases,
+        masks=bool(needs & MASKS),
         logprobs=logprobs,
     )
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from drivetrain.errors import TemplateError
+from drivetrain.template_habits import TemplateHabits, template_habits
 
 if TYPE_CHECKING:
     import jinja2
-    from jinja2 import nodes
 
     from drivetrain.template_sandbox import TemplateEnvironment
     from drivetrain.tokenizer import Tokenizer
@@ -43,8 +43,7 @@ class _Compiled:
     template: jinja2.Template
     variables: frozenset[str]
     """Names that the template reads and does not set itself."""
-    takes_parts: bool
-    """It loops over a message's content, so content may be a list of parts."""
+    habits: TemplateHabits
 
 
 class ChatTemplate:
@@ -89,6 +88,22 @@ class ChatTemplate:
         compiled = self._compile(self._name(with_tools))
         return compiled.variables - _RESERVED - set(self._special_tokens)
 
+    def reads_tools(self) -> bool:
+        """Whether the template that is used with tools writes them into the prompt.
+
+        Raises:
+            TemplateError: as `allowed_kwargs`.
+        """
+        return "tools" in self._compile(self._name(True)).variables
+
+    def habits(self, *, with_tools: bool = False) -> TemplateHabits:
+        """What the template expects of messages.
+
+        Raises:
+            TemplateError: as `allowed_kwargs`.
+        """
+        return self._compile(self._name(with_tools)).habits
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -120,7 +135,7 @@ class ChatTemplate:
             )
         compiled = self._compile(self._name(bool(tools)))
         self._check_kwargs(kwargs or {}, compiled)
-        conversation = [_message(message, compiled.takes_parts) for message in messages]
+        conversation = [_message(message, compiled.habits) for message in messages]
         if continue_final_message:
             _mark_final(conversation)
         prompt = self._run(
@@ -179,7 +194,7 @@ class ChatTemplate:
                 f"start the server with --chat-template FILE"
             ) from error
         variables = frozenset(meta.find_undeclared_variables(tree)) - set(self._environment.globals)
-        return _Compiled(template=template, variables=variables, takes_parts=_loops_over_content(tree))
+        return _Compiled(template=template, variables=variables, habits=template_habits(tree))
 
     def _check_kwargs(self, kwargs: Mapping[str, Any], compiled: _Compiled) -> None:
         allowed = compiled.variables - _RESERVED - set(self._special_tokens)
@@ -247,17 +262,19 @@ def _plain(value: object) -> Any:
     )
 
 
-def _message(message: Mapping[str, Any], takes_parts: bool) -> dict[str, Any]:
+def _message(message: Mapping[str, Any], habits: TemplateHabits) -> dict[str, Any]:
     """One message as templates expect it, from one as OpenAI's API has it."""
     result: dict[str, Any] = _plain(message)
     content = result.get("content")
-    if isinstance(content, list) and not takes_parts:
+    if isinstance(content, list) and not habits.takes_parts:
         result["content"] = _joined_parts(cast("list[Any]", content))
+    if content is None and not habits.takes_null:
+        result["content"] = ""
     reasoning = next((result[key] for key in _REASONING_FIELDS if result.get(key) is not None), None)
     if reasoning is not None:
         result = {"thinking": reasoning, **result, "reasoning_content": reasoning}
     calls = result.get("tool_calls")
-    if isinstance(calls, list):
+    if isinstance(calls, list) and not habits.takes_argument_text:
         for call in cast("list[Any]", calls):
             _parse_arguments(call)
     return result
@@ -321,28 +338,3 @@ def _cut_at_mark(prompt: str) -> str:
     text = prompt[:position]
     # A template that trims messages would have trimmed this one's end too.
     return text if prompt.startswith(_CONTINUE_MARK, position) else text.rstrip()
-
-
-def _loops_over_content(tree: nodes.Template) -> bool:
-    """Whether a template handles content that is a list of parts."""
-    from jinja2 import nodes
-
-    aliases = {"content"}
-    for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _mentions_content(assign.node, aliases):
-            aliases.add(assign.target.name)
-    return any(_mentions_content(loop.iter, aliases) for loop in tree.find_all(nodes.For))
-
-
-def _mentions_content(node: nodes.Node, aliases: set[str]) -> bool:
-    from jinja2 import nodes
-
-    for part in (node, *node.find_all((nodes.Name, nodes.Getattr, nodes.Getitem))):
-        match part:
-            case nodes.Name(name=name) if name in aliases:
-                return True
-            case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
-                return True
-            case _:
-                pass
-    return False

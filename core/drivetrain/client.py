@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol, TypeAlias, runtime_checkable
 
+from drivetrain.errors import DrivetrainError
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, Update
+
+TokenLine: TypeAlias = Callable[[int, float], None]
+"""Takes one token of one completion and the moment (`perf_counter`) at which it came."""
+
+
+class Sink(Protocol):
+    """Where the answer to one request goes. Its methods are called in the event loop, as soon as something arrives;
+    they neither wait nor raise."""
+
+    def line(self, index: int) -> TokenLine:
+        """What takes the tokens of completion `index` that come alone: one in a step, and nothing else to tell. The
+        first and the last update of a completion never come that way."""
+        ...
+
+    def take(self, updates: list[Update]) -> None:
+        """Take everything else."""
+        ...
+
+    def fail(self, error: DrivetrainError) -> None:
+        """The request has ended with an error; nothing follows."""
+        ...
 
 
 @runtime_checkable
@@ -46,6 +68,20 @@ class EngineClient(Protocol):
             RequestError: the engine refused the request.
             EngineDead: the engine ended; raised at once in every open stream.
         """
+        ...
+
+    def attach(self, request: GenerateRequest, sink: Sink) -> None:
+        """Submit a request whose answer is pushed to `sink`: what `generate` does, without a task switch a token.
+
+        Whoever attached it calls `detach` in the end.
+
+        Raises:
+            EngineDead: the engine is not there. A refusal comes to `sink.fail`.
+        """
+        ...
+
+    def detach(self, request_id: str) -> None:
+        """Send nothing more to the sink of a request, and abort it if it has not ended."""
         ...
 
     def abort(self, request_id: str, index: int | None = None) -> None:

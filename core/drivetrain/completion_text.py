@@ -25,6 +25,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
         token_starts: with logprobs, for each new token the number of characters before it in the answer.
         finish_reason: set in the last delta of a completion.
         stop_reason: the stop string or the requested stop token id that ended it; None for an end token of the model.
+        queued_s: from the request's arrival at the engine to its admission to the batch.
         error: what went wrong, with finish_reason "error" or "abort".
     """
 
@@ -37,6 +38,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReasonName | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     error: str | None = None
 
     def followed_by(self, later: TextDelta) -> TextDelta:
@@ -53,6 +55,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
             finish_reason=later.finish_reason,
             stop_reason=later.stop_reason,
             num_cached_tokens=max(self.num_cached_tokens, later.num_cached_tokens),
+            queued_s=max(self.queued_s, later.queued_s),
             error=later.error,
         )
 
@@ -103,6 +106,18 @@ class CompletionText:
             self._prompt_ids, stops = list(prompt_ids), ()
         self._detokenizer = self._new_detokenizer(prompt_ids, stops) if params.detokenize else None
 
+    @property
+    def settled(self) -> bool:
+        """Whether a token of whole characters would add just those and change nothing here, so that it need not be
+        pushed at all."""
+        return (
+            self.finish_reason is None
+            and self._prompt_ids is None
+            and self._params.logprobs is None
+            and self._detokenizer is not None
+            and self._detokenizer.settled
+        )
+
     def push(self, update: Update) -> TextDelta:
         """Take the next update in; tokens after a stop string are dropped.
 
@@ -134,6 +149,7 @@ class CompletionText:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             num_cached_tokens=update.num_cached_tokens,
+            queued_s=update.queued_s,
             error=update.error,
         )
 

@@ -133,6 +133,11 @@ class Detokenizer:
         """Text that is decoded, but may turn out to be the beginning of a stop string."""
         self._stopped: str | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is held back and nothing looked for: a token of whole characters would add just those."""
+        return self._automaton is None and not self._at_start and not self._decoder.getstate()[0]
+
     def push(self, ids: Sequence[int]) -> Delta:
         """Add tokens. After a stop string was found, further tokens add nothing."""
         if self._stopped is not None:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from drivetrain.batch import BatchBuilder
 from drivetrain.batch_sampling import prompt_logprob_span
 from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError
+from drivetrain.grammar.masks import MaskMaker
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.pooling import check_embeds, pooled, span_of
 from drivetrain.request import FinishReason, Request
-from drivetrain.sampling import check_served
+from drivetrain.sampling import SamplingParams, check_served
 from drivetrain.scheduler import Schedule, Scheduler
 from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
 
 if TYPE_CHECKING:
+    from drivetrain.grammar.compiler import CompiledGrammar, GrammarCompiler
     from drivetrain_plugins.contract.executor import Executor
 
 _SLEEPING_PAGES = 2
@@ -55,6 +57,13 @@ class _InFlight:
     schedule: Schedule
     ticket: Ticket
     launched_s: float
+    _output: StepOutput | None = None
+
+    def wait(self) -> StepOutput:
+        """As `Ticket.wait`; may be called again."""
+        if self._output is None:
+            self._output = self.ticket.wait()
+        return self._output
 
 
 class Engine:
@@ -64,6 +73,7 @@ class Engine:
         end_ids: the model's end tokens.
         overlap: run one step ahead of the results.
         sampling: what the device's sampler serves.
+        grammars: compiles what requests demand of their answers; None refuses such requests.
         seed: where the seeds of requests without one come from.
     """
 
@@ -77,6 +87,7 @@ class Engine:
         end_ids: frozenset[int],
         overlap: bool,
         sampling: Collection[SamplingFeature] = EVERY_SAMPLING_FEATURE,
+        grammars: GrammarCompiler | None = None,
         seed: int = 0,
     ) -> None:
         self.info = info
@@ -86,6 +97,8 @@ class Engine:
         self._builder = builder
         # Some models name end tokens that their embedding has no row for; those are never sampled.
         self._end_ids = frozenset(end_id for end_id in end_ids if end_id < info.vocab_size)
+        self._grammars = grammars
+        self._masks = MaskMaker(info.vocab_size, self._end_ids)
         self._depth = 1 if overlap else 0
         self._seeds = random.Random(seed)
         self._live: dict[str, _Live] = {}
@@ -107,8 +120,13 @@ class Engine:
         """Whether some completion of the request has not ended."""
         return request_id in self._live
 
+    @property
+    def grammars(self) -> GrammarCompiler | None:
+        """Compiles grammars, in any thread, so that `submit` finds them compiled."""
+        return self._grammars
+
     def submit(self, request: GenerateRequest) -> None:
-        """Queue a request.
+        """Queue a request; its grammar is compiled first, unless it is known.
 
         Raises:
             Overloaded: the waiting queue is full.
@@ -244,6 +262,7 @@ class Engine:
         end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else self._end_ids | set(params.stop_token_ids)
         seed = self._seeds.getrandbits(64) if params.seed is None else params.seed
         prompt_ids = token_array(request.prompt_ids)
+        grammar = self._compiled(params)
         arrival_s = time.monotonic()
         first: Request | None = None
         completions: dict[int, Request] = {}
@@ -257,6 +276,7 @@ class Engine:
                 eos_ids=end_ids,
                 salt=request.salt.encode(),
                 max_total=self.info.max_model_len,
+                matcher=None if grammar is None else grammar.matcher(),
                 parent=first,
                 seed=(seed + index * _GOLDEN_RATIO) & 0xFFFF_FFFF_FFFF_FFFF,
                 bad_word_ids=tuple(tuple(word) for word in request.bad_word_ids),
@@ -265,8 +285,18 @@ class Engine:
             first = first or completion
         return completions
 
+    def _compiled(self, params: SamplingParams) -> CompiledGrammar | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("grammar: this engine knows no tokens as text; leave it out", param="grammar")
+        return self._grammars.compile(params.grammar)
+
     def _start(self, schedule: Schedule, started: float) -> None:
         batch = self._builder.build(schedule)
+        if batch.features.masks:
+            sampled = [row for row in schedule.rows if row.samples]
+            batch.masks = self._masks.masks_of(sampled, self._newest_tokens)
         launched = time.perf_counter()
         self._counts.schedule_s += launched - started
         self._counts.steps += 1
@@ -281,7 +311,7 @@ class Engine:
 
     def _land(self, step: _InFlight, updates: list[Update]) -> None:
         try:
-            output = step.ticket.wait()
+            output = step.wait()
         except OutOfMemory as error:
             self._fail(step.schedule, error, updates)
             return
@@ -310,14 +340,22 @@ class Engine:
             if reason is None and not request.reports_scores:
                 cached = request.num_cached_tokens
                 updates.append(
-                    Update(request_id=request_id, index=index, token_ids=token_ids, num_cached_tokens=cached)
+                    Update(
+                        request_id=request_id,
+                        index=index,
+                        token_ids=token_ids,
+                        num_cached_tokens=cached,
+                        queued_s=request.queued_s,
+                    )
                 )
                 continue
             logprobs = None
             if request.params.logprobs is not None and request in places:
                 logprobs = _token_logprobs(output, places[request], request.params.logprobs, len(token_ids))
             prompt_logprobs = self._prompt_logprobs_once(request_id) if index == 0 and token_ids else None
-            stopped = reason is FinishReason.STOP and bool(token_ids)
+            # A grammar that has ended has no token of its own for it.
+            stopped = reason is FinishReason.STOP and bool(token_ids) and token_ids[-1] in request.eos_ids
+            failure = request.matcher.failure if request.matcher is not None else None
             updates.append(
                 Update(
                     request_id=request_id,
@@ -328,12 +366,27 @@ class Engine:
                     finish_reason=None if reason is None else reason.value,
                     stop_token_id=token_ids[-1] if stopped else None,
                     num_cached_tokens=request.num_cached_tokens,
+                    queued_s=request.queued_s,
+                    error=failure if reason is FinishReason.ERROR else None,
                     embedding=None if request.pooling is None else self._embedding(request_id, request),
                 )
             )
             if reason is not None:
-                self._counts.finished += 1
+                counts.failed += reason is FinishReason.ERROR
+                counts.finished += reason is not FinishReason.ERROR
                 self._end(request)
+
+    def _newest_tokens(self) -> dict[Request, int]:
+        """What the steps in flight sampled, once they have. One that ran out of memory brings nothing: it will fail."""
+        newest: dict[Request, int] = {}
+        for step in self._in_flight:
+            try:
+                token_ids = step.wait().token_ids.tolist()
+            except OutOfMemory:
+                continue
+            sampled = (row.request for row in step.schedule.rows if row.samples)
+            newest.update(zip(sampled, token_ids, strict=True))
+        return newest
 
     def _fail(self, schedule: Schedule, error: OutOfMemory, updates: list[Update]) -> None:
         """A step ran out of memory: the request with the most tokens in it fails, the others are computed again."""

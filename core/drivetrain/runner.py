@@ -1,6 +1,6 @@
 """Core's own executor: drives a backend's runtime, allocator, attention and ops through the one decoder.
 
-R rows, T tokens, K samples, D hidden size, V vocabulary.
+R rows, T tokens, K samples, D hidden size, V vocabulary, M rows with a mask, W words of a mask.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ from drivetrain.models.decoder import Decoder
 from drivetrain.recordings import Outcome, Recorded, Recordings, padding_batch, samples_inside
 from drivetrain.warm_up import WarmUp
 from drivetrain_plugins.contract.backend import Device
-from drivetrain_plugins.contract.batch import BatchLayout, Int32Array, PromptLogprobs, SampleFeatures, StepBatch, Ticket
+from drivetrain_plugins.contract.batch import (
+    BatchLayout,
+    Int32Array,
+    PromptLogprobs,
+    SampleFeatures,
+    StepBatch,
+    Ticket,
+    TokenMasks,
+)
 from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
 from drivetrain_plugins.contract.memory import KVCache, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import StepContext
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
-from drivetrain_plugins.contract.slots import SlotState
+from drivetrain_plugins.contract.slots import SlotState, StepInputs
 from drivetrain_plugins.errors import OutOfMemory
 
 _log = logging.getLogger(__name__)
@@ -186,6 +194,8 @@ class ModelRunner(Executor):
         inputs = outcome.inputs
         if batch.layout.biases:  # the last section, behind all that a recording reads
             inputs = replace(inputs, biases_N4=self._packed[step.layout.size : batch.layout.size].view(-1, 4))
+        if batch.masks is not None:
+            inputs = self._masked(inputs, batch.masks)
         assert outcome.logits_KV is not None, "what is not sampled inside of a recording is sampled behind it"
         sampled = self._device.ops.sample(outcome.logits_KV, inputs, self._slots, batch.features)
         return Outcome(inputs=inputs, sampled=sampled)
@@ -214,8 +224,17 @@ class ModelRunner(Executor):
         logits_KV = self._decoder.logits(x_KD)
         if features is None:
             return Outcome(inputs, logits_KV=logits_KV)
+        if batch is not None and batch.masks is not None:
+            inputs = self._masked(inputs, batch.masks)
         sampled = device.ops.sample(logits_KV, inputs, self._slots, features)
         return Outcome(inputs, states=states if keep_all else None, sampled=sampled)
+
+    def _masked(self, inputs: StepInputs, masks: TokenMasks) -> StepInputs:
+        """The inputs with masks, which are filled now: the device is busy with the step's forward pass."""
+        masks_MW = masks.fill()
+        count = masks_MW.size
+        uploaded = self._upload(np.concatenate((masks_MW.reshape(-1), masks.rows)))
+        return replace(inputs, masks_MW=uploaded[:count].view(masks_MW.shape), mask_rows_M=uploaded[count:])
 
     def _run_recorded(self, step: Recorded) -> Outcome:
         outcome = self._run(step.layout, step.shape, None, step.features)

@@ -148,7 +148,7 @@ def _needs(params: SamplingParams) -> list[tuple[SamplingFeature, str, str]]:
         (bool(params.logit_bias), "biases", "logit_bias", ""),
         (bool(params.bad_words), "biases", "bad_words", ""),
         (params.min_tokens > 0, "biases", "min_tokens", "0"),
-        (params.grammar is not None, "grammar", "grammar", ""),
+        (params.grammar is not None, "masks", "grammar", ""),
         (params.logprobs is not None, "logprobs", "logprobs", ""),
         (params.prompt_logprobs is not None, "prompt_logprobs", "prompt_logprobs", ""),
     ]

@@ -278,7 +278,7 @@ class Scheduler:
                 new_ids = [result]
                 tokens = request.tokens
                 tokens.append(result)
-                if result in request.eos_ids or len(tokens) >= request.event_at:
+                if result in request.eos_ids or len(tokens) >= request.event_at or request.matcher is not None:
                     reason = self._react(request, result)
             else:
                 assert len(result) <= row.num_tokens, "more tokens than the row verified"
@@ -291,7 +291,7 @@ class Scheduler:
                         break
                 if request.status is Status.RUNNING:  # KV of tokens that were not accepted is void
                     request.num_computed = len(request.tokens) + request.in_flight - 1
-            landed.append(Landed(request, new_ids, reason))
+            landed.append(Landed(request, [] if reason is FinishReason.ERROR else new_ids, reason))
             if reason is not None:
                 self._finish(request, reason)
         for request in schedule.pooled:
@@ -308,6 +308,13 @@ class Scheduler:
             self._kv.publish(request, length - 1)
         if token in request.eos_ids and length > request.stop_above:
             return FinishReason.STOP
+        matcher = request.matcher
+        if matcher is not None:
+            matcher.follow(request.tokens, request.num_prompt)
+            if matcher.failure is not None:
+                return FinishReason.ERROR
+            if matcher.ended:
+                return FinishReason.STOP
         return FinishReason.LENGTH if length >= request.length_limit else None
 
     def _finish(self, request: Request, reason: FinishReason) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from drivetrain_plugins.contract import CONTRACT_VERSION
+from drivetrain_plugins.contract import CONTRACT_VERSION, OLDEST_CONTRACT_VERSION
 from drivetrain_plugins.isolation import ChildCall, ChildOutcome, call_in_children
 from drivetrain_plugins.known import known_backends
 from drivetrain_plugins.spec import ENTRY_POINT_GROUP, BackendSpec
@@ -175,7 +175,7 @@ def _accept(listed: list[FoundBackend], blocked: Collection[str]) -> tuple[list[
     for backend in listed:
         if backend.spec.name in blocked:
             rejected.append(_blocked(backend.spec.name, backend.spec.name, backend.origin, backend.spec))
-        elif not backend.spec.speaks(CONTRACT_VERSION):
+        elif not any(map(backend.spec.speaks, range(OLDEST_CONTRACT_VERSION, CONTRACT_VERSION + 1))):
             rejected.append(_incompatible(backend))
         else:
             candidates.append(backend)
@@ -217,16 +217,20 @@ def _block_key(backend: FoundBackend, rivals: list[FoundBackend]) -> str:
 
 def _incompatible(backend: FoundBackend) -> BackendState:
     oldest, newest = backend.spec.contract
-    versions = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
+    spoken = _versions(OLDEST_CONTRACT_VERSION, CONTRACT_VERSION)
     behind = oldest > CONTRACT_VERSION
     return BackendState(
         name=backend.spec.name,
         status=Status.INCOMPATIBLE,
-        reason=f"it speaks {versions} of the backend contract; this Drivetrain speaks version {CONTRACT_VERSION}",
+        reason=f"it speaks {_versions(oldest, newest)} of the backend contract; this Drivetrain speaks {spoken}",
         next_step=f"upgrade {IN_TREE_DISTRIBUTION if behind else backend.origin.distribution}",
         origin=backend.origin,
         spec=backend.spec,
     )
+
+
+def _versions(oldest: int, newest: int) -> str:
+    return f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
 
 
 def _blocked(name: str, blocked_name: str, origin: Origin, spec: BackendSpec | None = None) -> BackendState:

@@ -85,7 +85,7 @@ class DeviceInfo:
     Attributes:
         index: position among the devices of this backend, from 0.
         name: product name, for people.
-        architecture: what kernels are chosen by, in the vendor's own words (`sm_90`, `gfx942`, `x86_64`).
+        architecture: what kernels are chosen by, in the vendor's own words, such as `x86_64`.
         memory_bytes: memory that the device has in total.
         free_memory_bytes: memory that was free when probed.
         details: whatever else helps a reader of `drivetrain backends`.
@@ -105,7 +105,7 @@ class ProbeResult:
 
     Attributes:
         ready: the backend can serve here, now.
-        reason: why it is not ready, a clause such as "no NVIDIA driver is loaded". Empty when ready.
+        reason: why it is not ready, a clause such as "no driver is loaded". Empty when ready.
         next_step: what the user can do about it. May be empty.
         devices: the devices found, by index. They may be named although the backend is not ready.
         details: versions of drivers and libraries, and the like.

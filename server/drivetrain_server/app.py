@@ -23,11 +23,20 @@ from drivetrain_server.exchange import ClientGone, Exchange, SlowReader
 from drivetrain_server.lifecycle import FrontendFactory, Lifecycle
 from drivetrain_server.openapi import raw_paths
 from drivetrain_server.pages import is_page
+from drivetrain_server.peers import Peers
 from drivetrain_server.pulse import STALL_S
 from drivetrain_server.routes.chat import ChatRoute
 from drivetrain_server.routes.completions import CompletionsRoute
 from drivetrain_server.routes.control import control_app, method_not_allowed
 from drivetrain_server.routes.embeddings import EmbeddingsRoute
+from drivetrain_server.routes.messages import CountTokensRoute, MessagesRoute
+from drivetrain_server.routes.ollama import (
+    OllamaChatRoute,
+    OllamaEmbeddingsRoute,
+    OllamaEmbedRoute,
+    OllamaGenerateRoute,
+)
+from drivetrain_server.routes.ollama_models import OllamaShowRoute, add_ollama_models
 from drivetrain_server.routes.tokens import DetokenizeRoute, TokenizeRoute
 from drivetrain_server.service import Service
 
@@ -53,10 +62,18 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.control = control_app(service)
+        add_ollama_models(self.control, service)
         self._raw: dict[str, Endpoint] = {
             "/v1/chat/completions": ChatRoute(service),
             "/v1/completions": CompletionsRoute(service),
             "/v1/embeddings": EmbeddingsRoute(service),
+            "/v1/messages": MessagesRoute(service),
+            "/v1/messages/count_tokens": CountTokensRoute(service),
+            "/api/chat": OllamaChatRoute(service),
+            "/api/generate": OllamaGenerateRoute(service),
+            "/api/embed": OllamaEmbedRoute(service),
+            "/api/embeddings": OllamaEmbeddingsRoute(service),
+            "/api/show": OllamaShowRoute(service),
             "/tokenize": TokenizeRoute(service),
             "/detokenize": DetokenizeRoute(service),
         }
@@ -82,6 +99,7 @@ class Application:
         if offered is not None and REQUEST_ID.fullmatch(offered):
             exchange = Exchange(scope, receive, send, request_id=offered.decode())
         status = CLIENT_CLOSED_REQUEST
+        trace = self.service.tracing.begin(exchange)
         try:
             await self._answer(exchange)
             status = exchange.status or status
@@ -91,14 +109,9 @@ class Application:
             route = exchange.path if exchange.path in self._raw else _template(scope)
             elapsed_s = perf_counter() - exchange.arrived
             self.service.telemetry.request(route, exchange.method, status, elapsed_s)
-            logger.info(
-                "request %s: %s %s: %d in %.3f s",
-                exchange.request_id,
-                exchange.method,
-                exchange.path,
-                status,
-                elapsed_s,
-            )
+            if trace is not None:
+                trace.end(route, status)
+            self._log(exchange, route, status, elapsed_s)
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -117,20 +130,50 @@ class Application:
         except DrivetrainError as error:
             await _fail(exchange, http_error(error))
         except SlowReader as reason:
-            logger.warning("request %s: stream ended: %s", exchange.request_id, reason)
+            logger.warning(
+                "request %s: stream ended: %s",
+                exchange.request_id,
+                reason,
+                extra={"request_id": exchange.request_id},
+            )
             self.service.telemetry.slow_reader()
             await exchange.abort()
         except ClientGone:
             raise
         except Exception:
-            logger.exception("request %s: %s %s failed", exchange.request_id, exchange.method, exchange.path)
+            logger.exception(
+                "request %s: %s %s failed",
+                exchange.request_id,
+                exchange.method,
+                exchange.path,
+                extra={"request_id": exchange.request_id},
+            )
             await _fail(exchange, internal_error(exchange.request_id))
+
+    def _log(self, exchange: Exchange, route: str, status: int, elapsed_s: float) -> None:
+        logger.info(
+            "request %s: %s %s: %d in %.3f s",
+            exchange.request_id,
+            exchange.method,
+            exchange.path,
+            status,
+            elapsed_s,
+            extra={
+                "request_id": exchange.request_id,
+                "method": exchange.method,
+                "path": exchange.path,
+                "route": route,
+                "status": status,
+                "duration_s": round(elapsed_s, 6),
+                "key": exchange.tenant.name,
+            },
+        )
 
     def _admit(self, exchange: Exchange) -> None:
         path = exchange.path
         if path in OPEN_PATHS or is_page(path) or (path == "/metrics" and self.service.config.metrics_public):
             return
-        exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"))
+        exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"), exchange.header(b"x-api-key"))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Start the engine in the background where another server hosts this application."""
@@ -158,6 +201,7 @@ def create_app(
     config: ServerConfig,
     *,
     stall_s: float = STALL_S,
+    peers: Peers | None = None,
 ) -> Application:
     """The server as an ASGI application.
 
@@ -165,9 +209,10 @@ def create_app(
         engine: started by the application's lifespan, or by `Application.lifecycle.start`.
         frontend_factory: loads tokenizer and chat template of the engine's model; runs in a thread.
         stall_s: how long a client may leave its stream unread before it is ended.
+        peers: the other API processes of this server; None where there are none.
     """
     lifecycle = Lifecycle(engine, frontend_factory)
-    return Application(Service(lifecycle, config, stall_s=stall_s))
+    return Application(Service(lifecycle, config, stall_s=stall_s, peers=peers))
 
 
 def _recorded(exchange: Exchange) -> Send:

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from drivetrain.errors import BackendError
+from drivetrain.version import __version__
+from drivetrain_plugins.conformance.check import LEVELS, Level
 from drivetrain_plugins.conformance.report import CheckResult, ConformanceReport
 
 if TYPE_CHECKING:
     from drivetrain_plugins.spec import BackendSpec
+    from drivetrain_plugins.status import Origin
 
 
 def check_backend(
-    spec: BackendSpec, options: Mapping[str, object], on_result: Callable[[CheckResult], None]
+    spec: BackendSpec,
+    options: Mapping[str, object],
+    on_result: Callable[[CheckResult], None],
+    *,
+    levels: Sequence[Level] = LEVELS,
+    origin: Origin | None = None,
 ) -> ConformanceReport:
-    """Run every check of the suite on a backend that is ready.
+    """Run the checks of these levels on a backend that is ready.
 
     Args:
+        origin: the package that the backend comes from, for the report.
         on_result: told of each result as it comes.
 
     Raises:
         BackendError: the process ended before its report, with its last words.
     """
     command = [sys.executable, "-m", "drivetrain_plugins.conformance", spec.backend, json.dumps(dict(options))]
+    command.append(json.dumps(list(levels)))
     environment = dict(spec.environment) | os.environ
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
@@ -47,4 +58,7 @@ def check_backend(
                 said = line.strip()
     if report is None:
         raise BackendError(f"checking {spec.name!r} ended with status {child.returncode} before a report: {said}")
-    return report
+    versions = {"drivetrain": __version__} | dict(report.versions)
+    if origin is not None and origin.distribution != "drivetrain":
+        versions = {origin.distribution: origin.version} | versions
+    return dataclasses.replace(report, name=spec.name, versions=versions)

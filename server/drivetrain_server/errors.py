@@ -123,6 +123,34 @@ def http_error(error: DrivetrainError) -> HttpError:
     return HttpError(kind.status, message, type=kind.type, param=param, code=kind.code, retry_after_s=retry_after_s)
 
 
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+"""Status to Anthropic's class of error; others are `api_error`, and an overloaded engine is `overloaded_error`."""
+
+
+def anthropic_error(error: HttpError) -> dict[str, object]:
+    """The error object of Anthropic's API. `param` and `code` are ours."""
+    kind = "overloaded_error" if error.type == "overloaded_error" else ANTHROPIC_TYPES.get(error.status, "api_error")
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": error.message, "param": error.param, "code": error.code},
+    }
+
+
+def error_body(path: str, error: HttpError) -> bytes:
+    """The body of an error answer, in the shape of the API that `path` belongs to."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return orjson.dumps(anthropic_error(error))
+    if path.startswith("/api/"):
+        return orjson.dumps({"error": error.message})
+    return error.body()
+
+
 def internal_error(request_id: str) -> HttpError:
     """The answer to a mistake of ours. What went wrong is in the log, under the request id."""
     return HttpError(

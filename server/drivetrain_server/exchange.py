@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 from starlette.types import Receive, Scope, Send
 
-from drivetrain_server.errors import HttpError
+from drivetrain_server.answers.answer import PromptRun
+from drivetrain_server.errors import HttpError, error_body
 from drivetrain_server.keys import Tenant
 
 Headers = list[tuple[bytes, bytes]]
@@ -18,6 +20,53 @@ JSON_TYPE = (b"content-type", b"application/json")
 EVENTS_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 ABORT_EXTENSION = "drivetrain.abort"
 """ASGI extension of our HTTP protocol: a callable that drops the connection at once."""
+
+DIRECT_EXTENSION = "drivetrain.direct"
+"""ASGI extension of our HTTP protocol: a `DirectWriter`."""
+
+
+class FlowState(Protocol):
+    """What a connection says about the bytes that it has not sent yet."""
+
+    write_paused: bool
+    """More of them are waiting than is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectWriter:
+    """Writes to a connection without a coroutine in between.
+
+    Only for chunks in the middle of a body: the first part and the last one go through ASGI's `send`. Nothing may be
+    written while `flow.write_paused`.
+
+    Attributes:
+        write: takes bytes that are framed as chunks already.
+    """
+
+    write: Callable[[bytes], None]
+    flow: FlowState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamFormat:
+    """How the answers of a route are streamed.
+
+    Attributes:
+        content_type: the header.
+        comment: what an idle stream sends so that proxies keep it open; empty where the format has no comments.
+    """
+
+    content_type: tuple[bytes, bytes]
+    comment: bytes
+
+
+EVENT_STREAM = StreamFormat(content_type=EVENTS_TYPE, comment=b": waiting\n\n")
+JSON_LINES = StreamFormat(content_type=(b"content-type", b"application/x-ndjson"), comment=b"")
+
+
+def error_event(error: HttpError) -> bytes:
+    """An error as OpenAI's streams tell it."""
+    return b"data: " + error.body() + b"\n\n"
 
 
 class ClientGone(Exception):
@@ -35,7 +84,10 @@ class Exchange:
         tenant: whose key came with it; set by the guard.
         status: status of the answer, None until it starts.
         complete: the whole answer was handed to the connection.
+        stream_format: how the answer is streamed, if it is.
+        error_event: how a stream that has begun tells of an error.
         sending_since: when a write began that the connection has not taken yet.
+        runs: the prompts that are answered, for traces.
         last_sent: when the last byte was handed over, or the request arrived.
     """
 
@@ -50,13 +102,21 @@ class Exchange:
         self.status: int | None = None
         self.complete = False
         self.events = False
+        self.stream_format = EVENT_STREAM
+        self.error_event: Callable[[HttpError], bytes] = error_event
         self.arrived = perf_counter()
         self.last_sent = self.arrived
         self.sending_since: float | None = None
+        self.runs: Sequence[PromptRun] = ()
         self._send = send
         self._headers: dict[bytes, bytes] | None = None
         self._interruption: Exception | None = None
         self._task: asyncio.Task[object] | None = None
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since the request arrived."""
+        return int((perf_counter() - self.arrived) * 1e9)
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the last one counts."""
@@ -77,11 +137,21 @@ class Exchange:
         self.last_sent = perf_counter()
         self.sending_since = None
 
+    @property
+    def direct(self) -> DirectWriter | None:
+        """The way around ASGI for events of a stream that has begun; None where the HTTP server has none."""
+        if not self.events or self.complete:
+            return None
+        extensions = cast("dict[str, object]", self.scope.get("extensions") or {})
+        return cast("DirectWriter | None", extensions.get(DIRECT_EXTENSION))
+
     async def event(self, events: bytes, *, more: bool = True) -> None:
-        """Send rendered server-sent events; the first one starts the answer."""
+        """Send rendered events; the first one starts the answer."""
         if self.status is None:
             self.events = True
-            await self.start(200, [EVENTS_TYPE, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+            await self.start(
+                200, [self.stream_format.content_type, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            )
         await self.write(events, more=more)
 
     async def answer(self, body: bytes, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -94,9 +164,9 @@ class Exchange:
         if self.complete:
             return
         if self.status is None:
-            await self.answer(error.body(), status=error.status, headers=error.headers())
+            await self.answer(error_body(self.path, error), status=error.status, headers=error.headers())
         elif self.events:
-            await self.write(b"data: " + error.body() + b"\n\n", more=False)
+            await self.write(self.error_event(error), more=False)
         else:
             await self.abort()
 

@@ -13,7 +13,8 @@ import orjson
 from drivetrain.completion_text import TextDelta
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest
-from drivetrain_server.answers.answer import DONE, Answer, AnswerShape, PromptRun, usage_of
+from drivetrain_server.answers.answer import Answer, AnswerShape, PromptRun, usage_of
+from drivetrain_server.event_stream import Course, EventStream, JsonPieces
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.telemetry import Telemetry
 
@@ -30,7 +31,9 @@ class Generation:
     Args:
         requests: one a prompt, all with the same `params`.
         prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
+        pieces: the text of single tokens, as JSON, of the `params`.
         shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+        operation: what is done, in the words of OpenTelemetry: `chat` or `text_completion`.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
     """
 
@@ -41,7 +44,9 @@ class Generation:
         prompts: Sequence[PromptRun],
         *,
         telemetry: Telemetry,
+        pieces: JsonPieces,
         arrived: float,
+        operation: str = "chat",
         shown: frozenset[int] = frozenset(),
         empty: bool = False,
     ) -> None:
@@ -50,10 +55,13 @@ class Generation:
         self._frontend = frontend
         self._requests = requests
         self._telemetry = telemetry
+        self._pieces = pieces
         self._shown = shown
         self._empty = empty
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
+        self._arrived = arrived
+        self._operation = operation
         self._last_token = [arrived] * (len(requests) * self.num_answers)
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
@@ -73,30 +81,26 @@ class Generation:
                 yield self._counted(prompt, batch)
 
     async def stream(self, exchange: Exchange, shape: AnswerShape, *, usage_event: bool, usage_always: bool) -> None:
-        """Send the answer as events, ended by `[DONE]`."""
-        usage = b',"usage":null' if usage_event else b""
-        opened: set[int] = set()
-        held: Batch = []
-        async with aclosing(self.batches()) as batches:
-            async for batch in batches:
-                if usage_always:
-                    usage = b',"usage":' + orjson.dumps(usage_of(self.prompts))
-                events: list[bytes] = []
-                batch, held = held + batch, []
-                for choice, delta in batch:
-                    if choice not in opened:
-                        prompt = self.prompts[choice // self.num_answers]
-                        if prompt.awaits_logprobs and prompt.logprobs is None:
-                            held.append((choice, delta))
-                            continue
-                        opened.add(choice)
-                        events.append(shape.opening(choice, prompt, usage))
-                    events.append(shape.chunk(choice, delta, usage))
-                if rendered := b"".join(events):
-                    await exchange.event(rendered)
-        assert not held, "the engine brought no log-probabilities of the prompt"
-        tail = shape.usage(usage_of(self.prompts)) if usage_event else b""
-        await exchange.event(tail + DONE, more=False)
+        """Send the answer as events."""
+        events = _Events(self.prompts, self.num_answers, shape, usage_event=usage_event, usage_always=usage_always)
+        if len(self._requests) == 1:
+            course = Course(
+                exchange=exchange,
+                prompt=self.prompts[0],
+                splice=events.splice,
+                render=lambda deltas: events.render(self._counted(0, deltas)),
+                pieces=self._pieces,
+                telemetry=self._telemetry,
+                last_token=self._last_token,
+            )
+            await EventStream(self._frontend, self._requests[0], course, shown=self._shown).run()
+        else:
+            async with aclosing(self.batches()) as batches:
+                async for batch in batches:
+                    if rendered := events.render(batch):
+                        await exchange.event(rendered)
+        self._complete()
+        await exchange.event(events.end(), more=False)
 
     async def whole(self, exchange: Exchange, shape: AnswerShape, *, best: int) -> None:
         """Send the answer as one body, with the `best` likeliest answers to each prompt."""
@@ -105,12 +109,27 @@ class Generation:
             async for batch in batches:
                 for choice, delta in batch:
                     answers[choice // self.num_answers][choice % self.num_answers].add(delta)
+        self._complete()
         if best < self.num_answers:
             answers = [sorted(group, key=lambda answer: -answer.mean_logprob)[:best] for group in answers]
         await exchange.answer(shape.whole(self.prompts, answers))
 
+    def _complete(self) -> None:
+        """Tell the times of an answer that is complete."""
+        for place, run in enumerate(self.prompts):
+            last = run.last_token_at = max(self._last_token[place * self.num_answers :][: self.num_answers])
+            self._telemetry.generated(
+                self._operation,
+                duration_s=last - self._arrived,
+                first_token_s=(run.first_token_at or last) - self._arrived,
+                num_tokens=run.num_generated // self.num_answers,
+            )
+
     def _counted(self, prompt: int, deltas: list[TextDelta]) -> Batch:
         run, now = self.prompts[prompt], perf_counter()
+        if run.first_token_at is None and deltas:
+            run.first_token_at, run.queued_s = now, deltas[0].queued_s
+            self._telemetry.queued(run.queued_s)
         batch: Batch = []
         for each in deltas:
             delta = _emptied(each) if self._empty else each
@@ -124,6 +143,55 @@ class Generation:
             self._last_token[choice] = now
             batch.append((choice, delta))
         return batch
+
+
+class _Events:
+    """Renders the batches of a stream with the shape of its route."""
+
+    def __init__(
+        self,
+        prompts: Sequence[PromptRun],
+        num_answers: int,
+        shape: AnswerShape,
+        *,
+        usage_event: bool,
+        usage_always: bool,
+    ) -> None:
+        self.usage_part = b',"usage":null' if usage_event else b""
+        self._prompts = prompts
+        self._num_answers = num_answers
+        self._shape = shape
+        self._usage_event = usage_event
+        self._usage_always = usage_always
+        self._opened: set[int] = set()
+        self._held: Batch = []
+
+    def render(self, batch: Batch) -> bytes:
+        """The events that tell a batch; empty where there is nothing to say yet."""
+        usage = b',"usage":' + orjson.dumps(usage_of(self._prompts)) if self._usage_always else self.usage_part
+        events: list[bytes] = []
+        batch, self._held = self._held + batch, []
+        for choice, delta in batch:
+            if choice not in self._opened:
+                prompt = self._prompts[choice // self._num_answers]
+                if prompt.awaits_logprobs and prompt.logprobs is None:
+                    self._held.append((choice, delta))
+                    continue
+                self._opened.add(choice)
+                events.append(self._shape.opening(choice, prompt, usage))
+            events.append(self._shape.chunk(choice, delta, usage))
+        return b"".join(events)
+
+    def splice(self, choice: int) -> tuple[bytes, bytes] | None:
+        """See `AnswerShape.splice`; None too while a choice is not begun, or each event tells the usage."""
+        if self._usage_always or self._held or choice not in self._opened:
+            return None
+        return self._shape.splice(choice, self.usage_part)
+
+    def end(self) -> bytes:
+        """The last events."""
+        assert not self._held, "the engine brought no log-probabilities of the prompt"
+        return self._shape.ending(self._prompts, usage_event=self._usage_event)
 
 
 def _emptied(delta: TextDelta) -> TextDelta:

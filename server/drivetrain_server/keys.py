@@ -36,14 +36,20 @@ class KeyRing:
         self._max_requests = max_requests
         self._open: dict[str, int] = {}
 
-    def tenant(self, authorization: bytes | None) -> Tenant:
-        """Whose key an `Authorization` header carries. Every key is compared, in constant time.
+    def tenant(self, authorization: bytes | None, api_key: bytes | None = None) -> Tenant:
+        """Whose key the headers carry. Every key is compared, in constant time.
+
+        Args:
+            authorization: the header of that name.
+            api_key: the header `x-api-key`, which counts where the other one is missing.
 
         Raises:
             HttpError: 401, no key or a wrong one.
         """
         if not self._digests:
             return Tenant(name="", salt="")
+        if authorization is None and api_key is not None:
+            authorization = b"Bearer " + api_key
         scheme, _, key = (authorization or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise _unauthorized("this server needs an API key; send it as `Authorization: Bearer KEY`")
@@ -63,13 +69,7 @@ class KeyRing:
         """
         count = self._open.get(tenant.name, 0)
         if self._max_requests is not None and count >= self._max_requests:
-            raise HttpError(
-                429,
-                f"this key has {count} requests open, and {self._max_requests} are allowed; wait for one to finish",
-                type="rate_limit_error",
-                code="too_many_requests",
-                retry_after_s=1,
-            )
+            raise too_many_open(count, self._max_requests)
         self._open[tenant.name] = count + 1
 
     def leave(self, tenant: Tenant) -> None:
@@ -79,6 +79,17 @@ class KeyRing:
             self._open[tenant.name] = count
         else:
             del self._open[tenant.name]
+
+
+def too_many_open(count: int, limit: int) -> HttpError:
+    """The answer to a key that has `count` requests open."""
+    return HttpError(
+        429,
+        f"this key has {count} requests open, and {limit} are allowed; wait for one to finish",
+        type="rate_limit_error",
+        code="too_many_requests",
+        retry_after_s=1,
+    )
 
 
 def _digest(key: bytes) -> bytes:

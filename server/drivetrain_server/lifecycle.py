@@ -124,6 +124,8 @@ class Lifecycle:
                     await self._idle.wait()
             except TimeoutError:
                 pass
+        if self._frontend is not None:
+            self._frontend.close()
         return len(left)
 
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel
 from drivetrain_server.wire.chat import ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.messages import MessagesFields, MessagesRequest
+from drivetrain_server.wire.ollama import OllamaChat, OllamaEmbed, OllamaEmbedding, OllamaGenerate, OllamaModel
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
 
 Schema = dict[str, object]
@@ -16,10 +18,17 @@ _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/v1/chat/completions": ("Go on with a conversation", (ChatRequest,)),
     "/v1/completions": ("Go on with text or tokens", (CompletionRequest,)),
     "/v1/embeddings": ("Embeddings of texts or tokens", (EmbeddingRequest,)),
+    "/v1/messages": ("Go on with a conversation, as Anthropic's clients ask for it", (MessagesRequest,)),
+    "/v1/messages/count_tokens": ("Tokens of a conversation", (MessagesFields,)),
+    "/api/chat": ("Go on with a conversation, as Ollama's clients ask for it", (OllamaChat,)),
+    "/api/generate": ("Go on from a text, as Ollama's clients ask for it", (OllamaGenerate,)),
+    "/api/embed": ("Embeddings, as Ollama's clients ask for them", (OllamaEmbed,)),
+    "/api/embeddings": ("The embedding of one text", (OllamaEmbedding,)),
+    "/api/show": ("What is known about a model", (OllamaModel,)),
     "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
     "/detokenize": ("Text of token ids", (Detokenize,)),
 }
-_STREAMED = ("/v1/chat/completions", "/v1/completions")
+_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 _ERROR: Schema = {
     "type": "object",
     "required": ["error"],
@@ -54,6 +63,8 @@ def raw_paths() -> tuple[Schema, Schema]:
 
 def _operation(path: str, summary: str, bodies: list[dict[str, str]]) -> Schema:
     content: Schema = {"application/json": {"schema": {"type": "object"}}}
+    if path in ("/api/chat", "/api/generate"):
+        content["application/x-ndjson"] = {"schema": {"type": "string"}}
     if path in _STREAMED:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}

@@ -9,7 +9,7 @@ from typing import cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from drivetrain_server.errors import HttpError
-from drivetrain_server.exchange import ABORT_EXTENSION
+from drivetrain_server.exchange import ABORT_EXTENSION, DIRECT_EXTENSION, DirectWriter
 
 HEAD_TIMEOUT_S = 30.0
 
@@ -51,7 +51,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        cast("dict[str, object]", self.scope)["extensions"] = {ABORT_EXTENSION: self.transport.abort}
+        cast("dict[str, object]", self.scope)["extensions"] = {
+            ABORT_EXTENSION: self.transport.abort,
+            DIRECT_EXTENSION: DirectWriter(self.transport.write, self.flow),
+        }
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -9,7 +9,6 @@ from time import perf_counter
 
 from drivetrain_server.exchange import Exchange, SlowReader
 
-COMMENT = b": waiting\n\n"
 STALL_S = 30.0
 
 
@@ -48,7 +47,7 @@ class Pulse:
                 if exchange.sending_since is not None:
                     if now - exchange.sending_since > self._stall_s:
                         exchange.interrupt(SlowReader(f"nothing was read for {self._stall_s:g} s"))
-                elif now - exchange.last_sent >= self._keepalive_s:
+                elif exchange.stream_format.comment and now - exchange.last_sent >= self._keepalive_s:
                     task = asyncio.create_task(_comment(exchange))
                     self._comments.add(task)
                     task.add_done_callback(self._comments.discard)
@@ -56,4 +55,4 @@ class Pulse:
 
 async def _comment(exchange: Exchange) -> None:
     if exchange.sending_since is None and not exchange.complete:
-        await exchange.event(COMMENT)
+        await exchange.event(exchange.stream_format.comment)

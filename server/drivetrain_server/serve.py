@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +21,7 @@ from drivetrain.errors import ConfigError
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited
+from drivetrain_server.running import recorded
 
 logger = logging.getLogger("drivetrain.server")
 
@@ -49,14 +53,19 @@ def serve(
         DrivetrainError: the engine could not start.
     """
     listener = bind(config)
-    with listener:
+    name = engine_config.served_model_name or Path(engine_config.model).name
+    with listener, recorded(address_of(listener), name):
         asyncio.run(
             _serve(engine_factory(engine_config), frontend_factory, config, listener=listener, announce=announce)
         )
 
 
-def bind(config: ServerConfig) -> socket.socket:
+def bind(config: ServerConfig, *, shared: bool = False, port: int | None = None) -> socket.socket:
     """A socket on the server's address.
+
+    Args:
+        shared: further sockets may listen on the same address; the system spreads connections over them.
+        port: instead of the configured one.
 
     Raises:
         ConfigError: it is taken, or not an address of this machine.
@@ -65,13 +74,16 @@ def bind(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port = config.port if port is None else port
     try:
-        listener.bind((host, config.port))
+        listener.bind((host, port))
         listener.listen(2048)
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"server.port: cannot listen on {host} port {config.port}: {error.strerror or error}; choose another port"
+            f"server.port: cannot listen on {host} port {port}: {error.strerror or error}; choose another port"
         ) from error
     return listener
 
@@ -116,7 +128,7 @@ async def _serve(
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in SIGNALS:
         loop.add_signal_handler(number, signals.put_nowait, number)
-    address = _address(listener)
+    address = address_of(listener)
     listening = asyncio.create_task(server.serve(sockets=[listener]))
     signalled = asyncio.create_task(signals.get())
     starting = asyncio.create_task(app.lifecycle.start())
@@ -125,46 +137,62 @@ async def _serve(
         await asyncio.wait({starting, signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            announce(_welcome(address, app, keyed=bool(config.api_keys)))
+            keep_from_collector()
+            announce(welcome(address, engine, keyed=bool(config.api_keys)))
             await asyncio.wait({signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
         if signalled.done():
             announce(f"Ending: running requests have {drain_s:g} s; a second signal ends them at once.")
-            await _drain(app, signals, drain_s)
+            await drain_or_end(app.lifecycle.drain, signals, drain_s)
     finally:
         starting.cancel()
         signalled.cancel()
         app.lifecycle.refuse_new()
         await asyncio.wait({starting})
         await engine.shutdown(drain_s=0.0)
+        app.service.tracing.close()
         server.should_exit = True
         await listening
         for number in SIGNALS:
             loop.remove_signal_handler(number)
 
 
-async def _drain(app: Application, signals: asyncio.Queue[signal.Signals], limit_s: float) -> None:
-    """Drain, or end at once on a second signal."""
-    draining = asyncio.create_task(app.lifecycle.drain(limit_s))
-    again = asyncio.create_task(signals.get())
-    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+def keep_from_collector() -> None:
+    """What exists now lives as long as the process: the collector need not walk it while streams run."""
+    gc.collect()
+    gc.freeze()
+
+
+async def drain_or_end(
+    drain: Callable[[float], Coroutine[None, None, int]], again: asyncio.Queue[Any], limit_s: float
+) -> int:
+    """Drain for `limit_s` seconds, or end at once when something more comes out of the queue.
+
+    Returns:
+        Requests that were ended before they had finished.
+    """
+    draining = asyncio.create_task(drain(limit_s))
+    hurried = asyncio.create_task(again.get())
+    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         draining.cancel()
         with suppress(asyncio.CancelledError):
             await draining
-        draining = asyncio.create_task(app.lifecycle.drain(0.0))
-    again.cancel()
+        draining = asyncio.create_task(drain(0.0))
+    hurried.cancel()
     ended = await draining
     if ended:
         logger.warning("%d requests were ended before they finished", ended)
+    return ended
 
 
-def _address(listener: socket.socket) -> str:
+def address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _welcome(address: str, app: Application, *, keyed: bool) -> str:
-    info = app.lifecycle.engine.info
+def welcome(address: str, engine: EngineClient, *, keyed: bool) -> str:
+    """What to say when the server is ready."""
+    info = engine.info
     model = "" if info is None else info.model
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

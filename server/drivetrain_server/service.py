@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
@@ -15,11 +16,14 @@ from drivetrain.frontend import Frontend, GenerationDefaults
 from drivetrain.messages import EngineInfo
 from drivetrain.version import __version__
 from drivetrain_server.answers.logprobs import TokenSpeller
+from drivetrain_server.event_stream import JsonPieces
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.keys import KeyRing
-from drivetrain_server.lifecycle import Lifecycle
+from drivetrain_server.lifecycle import Lifecycle, State
+from drivetrain_server.peers import Alone, Peers
 from drivetrain_server.pulse import STALL_S, Pulse
 from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.tracing import Tracing
 from drivetrain_server.wire.unservable import IGNORED
 
 
@@ -28,6 +32,7 @@ class Service:
 
     Args:
         stall_s: how long a client may leave its stream unread.
+        peers: the other API processes of this server; None where there are none.
     """
 
     def __init__(
@@ -36,21 +41,41 @@ class Service:
         config: ServerConfig,
         *,
         stall_s: float = STALL_S,
+        peers: Peers | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self.config = config
         self.keys = KeyRing(config.api_keys, max_requests=config.max_requests_per_key)
         self.telemetry = Telemetry()
+        self.tracing = Tracing.to(config.otlp_endpoint)
+        self.peers = peers or Alone(self.keys, self.telemetry, lifecycle)
         self.pulse = Pulse(keepalive_s=config.keepalive_s, stall_s=stall_s)
         self.started = int(time.time())
-        self.serial = itertools.count()
+        self.serial = (f"{os.getpid():x}.{number}" for number in itertools.count())
+        """Ends names of requests, so that the engine can tell those of all processes apart."""
         self._speller: TokenSpeller | None = None
+        self._pieces: dict[bool, JsonPieces] = {}
+
+    @property
+    def state(self) -> State:
+        """Where the server stands: ready only when each of its processes is."""
+        state = self.lifecycle.state
+        return "starting" if state == "ready" and not self.peers.ready else state
 
     def speller(self, frontend: Frontend) -> TokenSpeller:
         """Spells the tokens of the model that is served."""
         if self._speller is None:
             self._speller = TokenSpeller(frontend.tokenizer)
         return self._speller
+
+    def pieces(self, frontend: Frontend, *, skip_special: bool) -> JsonPieces:
+        """The text of single tokens as JSON, with or without that of special ones."""
+        found = self._pieces.get(skip_special)
+        if found is None:
+            tokenizer = frontend.tokenizer
+            found = JsonPieces(tokenizer.visible_pieces if skip_special else tokenizer.pieces)
+            self._pieces[skip_special] = found
+        return found
 
     def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
         """Values for sampling parameters that requests leave out: the operator's, else the model's."""
@@ -68,13 +93,13 @@ class Service:
             ClientGone, SlowReader: nobody reads the answer.
         """
         tenant = exchange.tenant
-        self.keys.enter(tenant)
+        await self.peers.enter(tenant)
         try:
             with self.lifecycle.serving(exchange), self.pulse.watching(exchange) if streams else nullcontext():
                 async with exchange.attended():
                     yield
         finally:
-            self.keys.leave(tenant)
+            self.peers.leave(tenant)
 
     def check_model(self, name: str | None, info: EngineInfo) -> None:
         """Refuse a model that is not served; None (where a route allows it) is the one that is.

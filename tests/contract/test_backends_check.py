@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from drivetrain.errors import BackendError, BackendNotReady
+from drivetrain_plugins.conformance.page import as_markdown
 from drivetrain_plugins.spec import BackendSpec
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.conformance_child import check_backend
@@ -38,15 +39,54 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cpu_keeps_the_contract_and_the_report_is_json(outside: Path) -> None:
-    arguments = ["backends", "--check", "cpu", "--json", "--backend-options", '{"cpu": {"threads": 1}}']
-    result = CliRunner().invoke(build_app("backends"), arguments)
+    page = outside / "report.md"
+    arguments = ["--check", "cpu", "--json", "--report", str(page), "--backend-options", '{"cpu": {"threads": 1}}']
+    result = CliRunner().invoke(build_app("backends"), ["backends", *arguments])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     outcomes = {entry["name"]: entry["outcome"] for entry in report["results"]}
     assert outcomes["attention.grouped_heads_match_the_dense_truth"] == "passed"
-    assert outcomes["communicator.several_ranks_agree"] == "skipped"
     assert "failed" not in outcomes.values()
-    assert "cpu on " in result.stderr and "keeps the contract" in result.stderr
+    levels = {level["level"]: level for level in report["levels"]}
+    verdicts = {name: level["verdict"] for name, level in levels.items()}
+    assert verdicts == {"core": "kept", "graphs": "not claimed", "quantized": "not claimed", "parallel": "kept"}
+    assert levels["parallel"]["passed"] == 1
+    assert sum(level["passed"] for level in levels.values()) == list(outcomes.values()).count("passed")
+    assert report["versions"].keys() == {"drivetrain", "python", "torch", "system"}
+    assert "cpu on " in result.stderr and "keeps the contract (core, parallel)" in result.stderr
+    text = page.read_text()
+    assert text.startswith("# Conformance of cpu\n\nKeeps the contract (core, parallel).\n")
+    assert f"| torch | {report['versions']['torch']} |" in text
+    assert "| `attention.blind_plans_fit_every_batch_of_their_shape` | graphs | capabilities.graphs is False |" in text
+
+
+def test_only_the_level_that_was_asked_for_is_run(outside: Path) -> None:
+    arguments = ["backends", "--check", "cpu", "--json", "--level", "graphs", "--level", "quantized"]
+    result = CliRunner().invoke(build_app("backends"), arguments)
+    report = json.loads(result.stdout)
+    assert {entry["level"] for entry in report["results"]} == {"graphs", "quantized"}
+    verdicts = {level["level"]: level["verdict"] for level in report["levels"]}
+    assert verdicts == {"core": "not run", "graphs": "not claimed", "quantized": "not claimed", "parallel": "not run"}
+    assert result.exit_code == 1
+    assert "nothing was proved" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check", "cpu", "--level", "fast"], "got fast, expected some of core, graphs, quantized, parallel"),
+        (["--level", "core"], "--level belongs to --check NAME"),
+        (["--report", "x.md"], "--report belongs to --check NAME"),
+        (["--check", "cpu", "--report", "nowhere/x.md"], "there is no folder nowhere"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_before_any_work(
+    outside: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(build_app("backends"), ["backends", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_backend_that_is_not_there_is_an_error(outside: Path) -> None:
@@ -70,6 +110,11 @@ def test_backend_that_breaks_the_contract_is_reported_check_by_check(outside: Pa
     failed = [result for result in report.results if result.outcome == "failed"]
     assert len(failed) == len(report.results) > 50
     assert "BackendError: no device, says acme" in failed[0].reason
+    assert report.verdict == "breaks the contract (core, graphs, quantized, parallel)"
+    page = as_markdown(report)
+    assert page.startswith("# Conformance of acme\n\nBreaks the contract (core, graphs, quantized, parallel).\n")
+    assert "| device | did not open |" in page
+    assert "| parallel | broken | the device did not open | 0 | 1 | 0 |" in page
 
 
 def test_process_that_dies_is_an_error_with_its_last_words(outside: Path) -> None:

@@ -11,7 +11,6 @@ from drivetrain_plugins.survey import survey
 class TestCpu(BackendConformance):
     backend = "drivetrain_cpu.backend:CpuBackend"
     options = {"threads": 1}
-    world = 2
 
 
 def test_other_ready_backends_conform():

@@ -13,7 +13,6 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 @needs_gpu
 class TestCuda(BackendConformance):
     backend = "drivetrain_cuda.backend:CudaBackend"
-    world = min(2, torch.cuda.device_count())
 
 
 @needs_gpu

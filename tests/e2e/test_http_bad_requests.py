@@ -30,6 +30,17 @@ def _message(**fields: object) -> dict[str, object]:
     return {"messages": [USER | fields]}
 
 
+def _tool(**fields: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "f"} | fields}
+
+
+def _nested(levels: int) -> dict[str, object]:
+    value: dict[str, object] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 BAD_CHAT: list[tuple[dict[str, object], str]] = [
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
@@ -65,20 +76,38 @@ BAD_CHAT: list[tuple[dict[str, object], str]] = [
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+    ({"tools": [_tool(name="f g")]}, "tools[0].function.name"),
+    ({"tools": [_tool(), _tool()]}, "tools[1].function.name"),
+    ({"tools": [_tool(name=f"f{at}") for at in range(129)]}, "tools"),
+    ({"tools": [_tool(parameters={"type": "array"})]}, "tools[0].function.parameters.type"),
+    ({"tools": [_tool(parameters={"properties": []})]}, "tools[0].function.parameters.properties"),
+    ({"tools": [_tool(parameters={"properties": _nested(40)})]}, "tools[0].function.parameters"),
+    ({"tools": [_tool(strict=True)]}, "tools[0].function.strict"),
+    ({"tools": [_tool(description="x" * 20_000)]}, "tools[0].function.description"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [_tool()], "tool_choice": "maybe"}, "tool_choice"),
+    ({"tools": [_tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ({"tools": [_tool()], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+    ({"tools": [_tool()], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}}, "tool_choice"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ({"include_reasoning": "no"}, "include_reasoning"),
     ({"functions": [{}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
     ({"audio": {"voice": "x"}}, "audio"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"reasoning_effort": "much"}, "reasoning_effort"),
+    (
+        {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+        "reasoning_effort",
+    ),
     ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
-    ({"guided_json": {}}, "guided_json"),
+    ({"structured_outputs": {"regex": None}}, "structured_outputs"),
+    ({"guided_choice": [7]}, "guided_choice[0]"),
 ]
 BAD_TEXT: list[tuple[dict[str, object], str]] = [
     ({"prompt": None}, "prompt"),

@@ -225,7 +225,9 @@ def test_roles_parts_and_variables_reach_the_template(server: RunningServer, cli
         extra_body={"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False},
     )
     text = bytes(server.engine.requests[0].prompt_ids).decode()
-    assert text == "system: Be kind\nuser: a\nb\nassistant: \ntool: 42\nthinking=False"
+    # The template knows no calls, so they are told in words.
+    call_text = '```json\n{"name": "f", "arguments": {"a": 1}}\n```'
+    assert text == f"system: Be kind\nuser: a\nb\nassistant: {call_text}\nuser: Result of f:\n42\nthinking=False"
 
 
 def test_continue_final_message_leaves_the_last_turn_open(server: RunningServer, client: openai.OpenAI) -> None:

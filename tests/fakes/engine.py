@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from msgspec import structs
 
+from drivetrain.client import Sink
 from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Phase, TokenLogprob, Update
 from fakes.text import END, VOCAB_SIZE
@@ -52,6 +55,7 @@ class FakeEngine:
         die_at: the engine dies before this token.
         fail_at: each request fails before this token.
         cached: prompt tokens that count as cached.
+        queued_s: how long requests say they have waited.
     """
 
     def __init__(self, script: Script | None = None) -> None:
@@ -63,6 +67,7 @@ class FakeEngine:
         self.die_at: int | None = None
         self.fail_at: int | None = None
         self.cached = 0
+        self.queued_s = 0.0
         self.start_gate: threading.Event | None = None
         self.start_error: DrivetrainError | None = None
         self.requests: list[GenerateRequest] = []
@@ -76,6 +81,7 @@ class FakeEngine:
         self._info: EngineInfo | None = None
         self._failure: str | None = None
         self._live: dict[str, set[int]] = {}
+        self._attached: dict[str, asyncio.Task[None]] = {}
 
     @property
     def info(self) -> EngineInfo | None:
@@ -105,6 +111,29 @@ class FakeEngine:
         """End, as a crashed engine process does."""
         self._failure = reason
         self._info = None
+
+    def attach(self, request: GenerateRequest, sink: Sink) -> None:
+        self._attached[request.request_id] = asyncio.get_running_loop().create_task(self._feed(request, sink))
+
+    def detach(self, request_id: str) -> None:
+        self._attached.pop(request_id).cancel()
+
+    async def _feed(self, request: GenerateRequest, sink: Sink) -> None:
+        """As a connection to an engine process does it: tokens that come alone go by their lines."""
+        silent = set(range(request.params.n))
+        try:
+            async with aclosing(self.generate(request)) as updates:
+                async for batch in updates:
+                    for update in batch:
+                        alone = len(update.token_ids) == 1 and update.finish_reason is None and update.logprobs is None
+                        if alone and update.index not in silent:
+                            sink.line(update.index)(update.token_ids[0], time.perf_counter())
+                        else:
+                            silent.discard(update.index)
+                            sink.take([update])
+                    await asyncio.sleep(0)
+        except DrivetrainError as error:
+            sink.fail(error)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.index_aborts.append((request_id, index))
@@ -179,6 +208,7 @@ class FakeEngine:
             request_id=request.request_id,
             finish_reason="stop",
             num_cached_tokens=self.cached,
+            queued_s=self.queued_s,
             embedding=struct.pack("<8f", *numbers),
         )
 
@@ -219,6 +249,7 @@ class FakeEngine:
             finish_reason=("stop" if stopped else "length") if last else None,
             stop_token_id=new[-1] if stopped else None,
             num_cached_tokens=self.cached,
+            queued_s=self.queued_s,
         )
         if self.fail_at is not None and at >= self.fail_at:
             return structs.replace(update, token_ids=[], logprobs=None, finish_reason="error", error="page 7 was lost")

@@ -138,6 +138,7 @@ class ReplayingDevice(PlainDevice):
         self._captured_tokens, self._sampling, self._groups = captured_tokens, sampling, shared_groups
         self.capabilities = type(self.capabilities)(
             device_name="replaying processor",
+            sampling=self.capabilities.sampling,
             dtypes=("float32",),
             kv_dtypes=("float32",),
             page_sizes=(16,),

@@ -29,6 +29,7 @@ class ServeProcess:
         config: the text of drivetrain.toml.
         program: what Python runs, with the command line in `sys.argv`.
         environment: further variables.
+        python: the interpreter; this one if None.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ServeProcess:
         name: str = "tiny",
         program: str = MAIN,
         environment: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> None:
         (folder / "drivetrain.toml").write_text(config)
         with socket.socket() as probe:
@@ -50,7 +52,7 @@ class ServeProcess:
         self.log = (folder / "serve.log").open("w+")
         arguments = ["serve", "--model", str(model), "--served-model-name", name, "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
+            [str(python or sys.executable), "-c", program, *arguments],
             cwd=folder,
             stdout=self.log,
             stderr=self.log,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -39,11 +39,13 @@ class RunningServer:
         *,
         wait: bool = True,
         stall_s: float = 30.0,
+        frontend: Callable[[EngineClient], Frontend] = frontend_factory,
         **config: Any,
     ) -> None:
         self.engine = engine
         self.config = ServerConfig(port=0, **config)
         self._stall_s = stall_s
+        self._frontend = frontend
         self._wait = wait
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="server")
@@ -75,7 +77,7 @@ class RunningServer:
         self._loop = asyncio.get_running_loop()
         listener = bind(self.config)
         self.port = listener.getsockname()[1]
-        self.app = create_app(self.engine, frontend_factory, self.config, stall_s=self._stall_s)
+        self.app = create_app(self.engine, self._frontend, self.config, stall_s=self._stall_s)
         self._server = uvicorn_server(self.app, self.config)
         starting = asyncio.create_task(self._start())
         serving = asyncio.create_task(self._server.serve(sockets=[listener]))

@@ -11,6 +11,7 @@ import torch
 from drivetrain.assembly import OpenedModel, connect
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
+from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import GenerateRequest, TokenLogprob
 from drivetrain.pooling import EmbeddingFormat
 from drivetrain.runner import ModelRunner
@@ -87,6 +88,7 @@ def tiny_engine(
     vocab_size: int = VOCAB_SIZE,
     device: Device | None = None,
     end_ids: frozenset[int] = frozenset({END_ID}),
+    grammars: GrammarCompiler | None = None,
     weights: Weights | None = None,
     spec: DecoderSpec | None = None,
     embedding: EmbeddingFormat | None = None,
@@ -116,6 +118,7 @@ def tiny_engine(
         backend="cpu",
         capabilities=device.capabilities,
         weight_bytes=0,
+        grammars=grammars,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from drivetrain_plugins.conformance.subject import Subject, from_ints
 from drivetrain_plugins.contract.batch import Int32Array
-from drivetrain_plugins.contract.capabilities import Dtype
+from drivetrain_plugins.contract.capabilities import Dtype, SamplingFeature
 from drivetrain_plugins.contract.ops import Ops
 
 
@@ -22,7 +22,7 @@ class OpsSubject(Subject):
             ops=ops,
             torch_device=device,
             runtime=SimpleNamespace(stage=self._stage, synchronize=self._synchronize),
-            capabilities=SimpleNamespace(dtypes=dtypes),
+            capabilities=SimpleNamespace(dtypes=dtypes, sampling=frozenset(get_args(SamplingFeature))),
         )
 
     @property

@@ -81,6 +81,10 @@ def meet(kind: str, info: RankInfo) -> tuple[Communicator, torch.device]:
         from drivetrain_cpu.communicator import GlooCommunicator
 
         return GlooCommunicator(info), torch.device("cpu")
+    if kind == "sockets":
+        from drivetrain_opencl.communicator import SocketCommunicator
+
+        return SocketCommunicator(info), torch.device("cpu")
     from drivetrain_cuda.plugin import drivetrain_backends
     from drivetrain_triton.device.communicator import NcclCommunicator
 

@@ -19,6 +19,7 @@ from drivetrain_plugins.contract.runtime import Runtime
 REPOSITORY = Path(__file__).parents[2]
 PAGES = REPOSITORY / "docs" / "backends"
 TEMPLATE = REPOSITORY / "plugins" / "template"
+OPENCL = REPOSITORY / "examples" / "opencl_backend"
 BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,9 +36,10 @@ CODE = [
 
 
 @pytest.mark.parametrize(("title", "code"), CODE)
-def test_code_is_taken_from_the_template(title: str, code: str) -> None:
-    source = (TEMPLATE / title).read_text(encoding="utf-8")
-    assert code in source, f"{title} in the template no longer holds this block:\n{code}"
+def test_code_is_taken_from_a_package(title: str, code: str) -> None:
+    package = OPENCL if title.startswith("drivetrain_opencl/") else TEMPLATE
+    source = (package / title).read_text(encoding="utf-8")
+    assert code in source, f"{title} in {package.name} no longer holds this block:\n{code}"
 
 
 @pytest.mark.parametrize("page", ["index.md", "tutorial.md", "testing.md"])
@@ -49,14 +51,14 @@ def test_commands_have_the_flags_that_are_shown(page: str) -> None:
     shown = [line for language, _, text in blocks(page) if language == "console" for line in text.splitlines()]
     assert shown
     flags = {
-        flag for parameter in get_command(build_app("backends")).commands["backends"].params for flag in parameter.opts
+        name: {flag for parameter in get_command(build_app(name)).commands[name].params for flag in parameter.opts}
+        for name in ("backends", "serve")
     }
     for line in shown:
         words = line.removeprefix("$ ").split()
         assert words[0] in {"drivetrain", "pip", "pytest"}, line
         if words[0] == "drivetrain":
-            assert words[1] == "backends"
-            assert {word for word in words if word.startswith("--")} <= flags, line
+            assert {word for word in words if word.startswith("--")} <= flags[words[1]], line
 
 
 @pytest.mark.parametrize("part", [Backend, Device, Runtime, Allocator, PagedAttention, Communicator, Executor])

@@ -27,7 +27,7 @@ from drivetrain_server.cli.entry import error_block, main
 from fakes.sse_server import Answer, SseServer, events, sse_server
 
 PATHS = [os.path.abspath(path) for path in sys.path]
-COMMANDS = ("serve", "run", "chat", "ls", "pull", "backends", "doctor", "bench")
+COMMANDS = ("serve", "run", "chat", "top", "ps", "pull", "ls", "rm", "bench", "backends", "doctor")
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,25 @@ def test_bench_prints_a_table_and_fails_on_wrong_counts():
         status, out, _ = invoke("bench", "--url", server.url, *options)
     assert status == 1
     assert "2 failed: the server counted 2 answer tokens, expected 3" in out
+
+
+def test_bench_runs_a_sweep_with_goals_into_a_file(tmp_path):
+    options = ("-n", "3", "--input-tokens", "4-6", "--output-tokens", "2", "-c", "1,2", "--goal", "latency=60000")
+    with serving(answer_bench) as server:
+        status, out, _ = invoke("bench", "--url", server.url, *options, "--output", "runs.jsonl")
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert status == 0 and out.count("goodput") == 2
+    assert [run["load"]["concurrency"] for run in runs] == [1, 2]
+    assert [run["good_share"] for run in runs] == [1.0, 1.0]
+    assert runs[0]["load"]["input_tokens"] == "4-6"
+    prompts = [tuple(body["prompt"]) for _, _, _, body in server.requests if body]
+    assert len(set(prompts)) == len(prompts) == 7, "no run asks what another one has asked"
+
+
+@pytest.mark.parametrize("text", ["0", "a", "1,,2", "1.5", "-1", "nan"])
+def test_bench_refuses_wrong_concurrency(capsys, text):
+    status, _, err = run_main(capsys, "bench", "--concurrency", text)
+    assert status == 2 and "--concurrency: got" in err
 
 
 def test_chat_with_a_server_streams_and_keeps_the_conversation(monkeypatch):

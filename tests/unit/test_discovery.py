@@ -196,6 +196,7 @@ def test_a_plugin_for_an_older_contract_is_to_be_upgraded(
     packages: PluginPackages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drivetrain_plugins.discovery.CONTRACT_VERSION", 2)
+    monkeypatch.setattr("drivetrain_plugins.discovery.OLDEST_CONTRACT_VERSION", 2)
     packages.install("acme")
     assert rejected(discover(), "acme").next_step == "upgrade acme"
 

@@ -15,7 +15,7 @@ from drivetrain.models.families import FAMILIES, olmo2
 from drivetrain.models.families.blocks import _LISTS, _OPTIONAL, _REQUIRED, _SCALINGS
 from drivetrain.weights.gguf_config import _BUILDERS
 from drivetrain_server.errors import KINDS
-from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
@@ -154,6 +154,7 @@ def test_the_worked_example_is_the_file() -> None:
 def test_table_of_metrics_is_what_the_server_says() -> None:
     telemetry = Telemetry()
     telemetry.request("/r", "GET", 200, 0.1)
+    telemetry.generated("chat", duration_s=1.0, first_token_s=0.5, num_tokens=2)
     info = EngineInfo(
         model="m",
         architecture="a",
@@ -169,7 +170,7 @@ def test_table_of_metrics_is_what_the_server_says() -> None:
         kv_bytes=1,
         weight_bytes=1,
     )
-    text = telemetry.render(ready=True, info=info, stats=EngineStats()).decode()
+    text = render([telemetry.reading(open_requests=0)], ready=True, info=info, stats=EngineStats()).decode()
     said: dict[str, str] = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     listed = {names(row[0])[0]: row[1] for row in table("operations.md", "metrics")}
     assert listed == said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drivetrain.errors import RequestError
+from drivetrain.grammar import Grammar
 from drivetrain.sampling import SamplingParams, check_served
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE
 
@@ -21,6 +22,7 @@ ASKING = {
     "min_tokens": ({"min_tokens": 2}, "biases"),
     "logprobs": ({"logprobs": 0}, "logprobs"),
     "prompt_logprobs": ({"prompt_logprobs": 3}, "prompt_logprobs"),
+    "grammar": ({"grammar": Grammar(kind="json_object")}, "masks"),
 }
 
 

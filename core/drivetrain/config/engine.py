@@ -54,6 +54,14 @@ class EngineConfig:
     chat_template: str | None = field(default=None, metadata=placed(""))
     """Jinja file to use instead of the model's own chat template."""
 
+    tool_parser: str = field(default="auto", metadata=placed(""))
+    """Family in whose style the model calls tools (docs/tools.md lists them), `none` to take calls as text; `auto`
+    finds it by the chat template."""
+
+    reasoning_parser: str = field(default="auto", metadata=placed(""))
+    """Family in whose style the model marks its reasoning (docs/tools.md lists them), `none` to take reasoning as
+    text; `auto` finds it by the chat template."""
+
     pooling: Literal["auto", "last", "mean", "none"] = field(default="auto", metadata=placed(""))
     """Which tokens' hidden states make an embedding: `auto` is what the model folder says in `1_Pooling/config.json`,
     so that models made for embeddings serve them; `last` or `mean` let any other model serve them too; `none` serves
@@ -114,6 +122,10 @@ class EngineConfig:
                     f"backend_options.{name}: got {table!r}, expected a table of that backend's options; "
                     f"write them under [backend_options.NAME]"
                 )
+        if not {self.tool_parser, self.reasoning_parser} <= {"auto", "none"}:
+            from drivetrain.dialects.choose import check_parsers
+
+            check_parsers(self.tool_parser, self.reasoning_parser)
         for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
             if (degree := getattr(self, name)) != 1:
                 raise ConfigError(

@@ -22,11 +22,18 @@ class EngineProcess:
     """Starts `drivetrain.process.worker` and hands it its configuration; a context that removes its socket.
 
     The process ends when this end of its standard input closes, be it by the end of this process.
+
+    Args:
+        socket_path: where it listens; None makes a private folder for it.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="drivetrain-")
-        self.socket_path = str(Path(self._folder.name) / "engine.sock")
+    def __init__(self, config: EngineConfig, *, socket_path: str | None = None) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if socket_path is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="drivetrain-")
+            socket_path = str(Path(self._folder.name) / "engine.sock")
+        self.socket_path = socket_path
+        Path(socket_path).unlink(missing_ok=True)  # of an engine that died
         command = [sys.executable, "-m", "drivetrain.process.worker", self.socket_path]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self._status: Future[int] = Future()
@@ -50,7 +57,9 @@ class EngineProcess:
     def close(self) -> None:
         """Let it go and remove its socket."""
         self.let_go()
-        self._folder.cleanup()
+        Path(self.socket_path).unlink(missing_ok=True)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     @property
     def pid(self) -> int:

@@ -15,7 +15,10 @@ MAX_FRAME_BYTES = 256 << 20
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
+    """A request. Completion `i` is called `line + i` from now on; None asks for `Update`s only."""
+
     request: GenerateRequest
+    line: int | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -55,9 +58,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Updates(msgspec.Struct, frozen=True, tag=True):
-    """Everything new of one step for one frontend."""
+    """Everything new of one step for one frontend.
+
+    Completions that got one token and nothing else stand in `lines` and `token_ids`, the n-th line with the n-th token.
+    """
 
     updates: list[Update]
+    lines: list[int] = []
+    token_ids: list[int] = []
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

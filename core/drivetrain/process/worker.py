@@ -16,7 +16,9 @@ import struct
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import msgspec
 
@@ -57,6 +59,24 @@ class _Frontend:
     requests: set[str] = field(default_factory=set[str])
 
 
+@dataclass(slots=True, eq=False)
+class _Owner:
+    """Whose a request is. `line` is the number of its first completion; `silent` are those that brought nothing yet."""
+
+    frontend: _Frontend
+    line: int | None
+    silent: set[int]
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """What is new for one frontend."""
+
+    updates: list[Update] = field(default_factory=list[Update])
+    lines: list[int] = field(default_factory=list[int])
+    token_ids: list[int] = field(default_factory=list[int])
+
+
 class _Gone(msgspec.Struct, frozen=True):
     """Put into the inbox when a frontend's connection ends."""
 
@@ -65,7 +85,14 @@ class _Orphaned(msgspec.Struct, frozen=True):
     """Put into the inbox when standard input closes."""
 
 
-_Inbox = queue.SimpleQueue[tuple[_Frontend | None, ToEngine | _Gone | _Orphaned]]
+class _Compiled(msgspec.Struct, frozen=True):
+    """Put into the inbox when the grammar of a request is compiled, or refused."""
+
+    submit: Submit
+
+
+_Message: TypeAlias = ToEngine | _Gone | _Orphaned | _Compiled
+_Inbox = queue.SimpleQueue[tuple[_Frontend | None, _Message]]
 
 
 class Worker:
@@ -75,11 +102,13 @@ class Worker:
         self._listener = listener
         self._inbox: _Inbox = queue.SimpleQueue()
         self._frontends: list[_Frontend] = []
-        self._owners: dict[str, _Frontend] = {}
+        self._owners: dict[str, _Owner] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
         self._greeting: list[FromEngine] = []
         self._drain_until: float | None = None
+        self._compiling: dict[str, _Frontend] = {}
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
 
     def listen(self) -> None:
         """Accept frontends and watch standard input, in the background."""
@@ -118,22 +147,20 @@ class Worker:
         """Tell every frontend why the engine ends."""
         self._announce(Died(type(error).__name__, str(error) or repr(error)))
 
-    def _take(self, engine: Engine, frontend: _Frontend | None, message: ToEngine | _Gone | _Orphaned) -> bool:
+    def _take(self, engine: Engine, frontend: _Frontend | None, message: _Message) -> bool:
         """Act on one message; False ends the loop."""
         match message:
-            case Submit(request):
+            case Submit():
                 assert frontend is not None
-                try:
-                    if self._drain_until is not None:
-                        raise Draining("the server is shutting down and takes no new work")
-                    engine.submit(request)
-                except DrivetrainError as error:
-                    self._send(frontend, refusal(request.request_id, error))
-                else:
-                    self._owners[request.request_id] = frontend
-                    frontend.requests.add(request.request_id)
+                if not self._compile_aside(engine, frontend, message):
+                    self._submit(engine, frontend, message)
+            case _Compiled(submit):
+                assert frontend is not None
+                if self._compiling.pop(submit.request.request_id, None) is not None:
+                    self._submit(engine, frontend, submit)
             case Abort(request_id, index):
-                engine.abort(request_id, index)
+                if index is not None or self._compiling.pop(request_id, None) is None:
+                    engine.abort(request_id, index)
             case AskStats():
                 assert frontend is not None
                 self._send(frontend, Stats(engine.stats()))
@@ -159,19 +186,28 @@ class Worker:
 
     def _deliver(self, engine: Engine, updates: list[Update]) -> None:
         """One frame a frontend and step."""
-        parcels: dict[_Frontend, list[Update]] = {}
+        parcels: dict[_Frontend, _Parcel] = {}
         for update in updates:
-            frontend = self._owners.get(update.request_id)
-            if frontend is not None:
-                parcels.setdefault(frontend, []).append(update)
+            owner = self._owners.get(update.request_id)
+            if owner is None:
+                continue
+            parcel = parcels.get(owner.frontend)
+            if parcel is None:
+                parcel = parcels[owner.frontend] = _Parcel()
+            if owner.line is not None and update.index not in owner.silent and _is_one_token(update):
+                parcel.lines.append(owner.line + update.index)
+                parcel.token_ids.append(update.token_ids[0])
+            else:
+                owner.silent.discard(update.index)
+                parcel.updates.append(update)
         # Only now: several completions of a request may end in the same step.
         for update in updates:
             if update.finish_reason is not None and not engine.is_live(update.request_id):
-                frontend = self._owners.pop(update.request_id, None)
-                if frontend is not None:
-                    frontend.requests.discard(update.request_id)
+                owner = self._owners.pop(update.request_id, None)
+                if owner is not None:
+                    owner.frontend.requests.discard(update.request_id)
         for frontend, parcel in parcels.items():
-            self._send(frontend, Updates(parcel))
+            self._send(frontend, Updates(parcel.updates, parcel.lines, parcel.token_ids))
 
     def _abort_all(self, engine: Engine) -> None:
         for request_id in list(self._owners):
@@ -179,7 +215,39 @@ class Worker:
         while engine.has_work:
             self._deliver(engine, engine.step())
 
+    def _submit(self, engine: Engine, frontend: _Frontend, submit: Submit) -> None:
+        request = submit.request
+        try:
+            if self._drain_until is not None:
+                raise Draining("the server is shutting down and takes no new work")
+            engine.submit(request)
+        except DrivetrainError as error:
+            self._send(frontend, refusal(request.request_id, error))
+        else:
+            self._owners[request.request_id] = _Owner(frontend, submit.line, set(range(request.params.n)))
+            frontend.requests.add(request.request_id)
+
+    def _compile_aside(self, engine: Engine, frontend: _Frontend, submit: Submit) -> bool:
+        """Compile a grammar that the engine does not know in a thread, so that others' steps go on meanwhile."""
+        grammar = submit.request.params.grammar
+        grammars = None if grammar is None else engine.grammars
+        if grammar is None or grammars is None or grammars.has(grammar):
+            return False
+
+        def compile_it() -> None:
+            # What stands against it is raised again when the engine is asked.
+            with contextlib.suppress(DrivetrainError):
+                grammars.compile(grammar)
+            self._inbox.put((frontend, _Compiled(submit)))
+
+        self._compiling[submit.request.request_id] = frontend
+        self._compiler.submit(compile_it)
+        return True
+
     def _forget(self, engine: Engine, frontend: _Frontend) -> None:
+        self._compiling = {
+            request_id: waiting for request_id, waiting in self._compiling.items() if waiting is not frontend
+        }
         for request_id in frontend.requests:
             self._owners.pop(request_id, None)
             engine.abort(request_id)
@@ -236,6 +304,16 @@ class Worker:
         # While the engine loads nobody reads the inbox, and nobody is left to load for.
         time.sleep(_SEND_TIMEOUT_S)
         os._exit(1)
+
+
+def _is_one_token(update: Update) -> bool:
+    """Whether it tells nothing but one token."""
+    return (
+        len(update.token_ids) == 1
+        and update.finish_reason is None
+        and update.logprobs is None
+        and update.prompt_logprobs is None
+    )
 
 
 def _timeval(seconds: float) -> bytes:

@@ -91,6 +91,7 @@ class PrefillPlanner:
             request.awaited = None
             if request.num_preemptions == 0:
                 request.num_cached_tokens = request.num_computed
+                request.queued_s = self._queue.age_s(request)
             self._running.start(request)
         elif verdict is _Verdict.PARKED:
             assert parent is not None

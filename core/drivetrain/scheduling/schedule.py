@@ -60,7 +60,7 @@ class Schedule:
 
 
 class Landed(msgspec.Struct, eq=False):
-    """What a step brought one request."""
+    """What a step brought one request. One that ended with ERROR has left its grammar and brings no token."""
 
     request: Request
     new_token_ids: list[int]

@@ -70,6 +70,10 @@ class WaitingQueue:
         """Counts a request that left the queue to run."""
         self._admitted_s.append(self._busy_s())
 
+    def age_s(self, request: Request) -> float:
+        """Seconds since it arrived."""
+        return self._clock() - request.arrival_s
+
     def forget(self) -> None:
         """Tells that a request ended; entries of ended requests are removed when they are many."""
         self._ended += 1

@@ -14,11 +14,11 @@ from drivetrain_cpu.attention import CpuAttention
 from drivetrain_cpu.communicator import GlooCommunicator
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.options import CpuOptions
-from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes
+from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes, usable_cores
 from drivetrain_cpu.runtime import CpuRuntime
 from drivetrain_cpu.threads import threads_for
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities, Dtype
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.shapes import ShapePolicy
@@ -49,8 +49,10 @@ class CpuDevice(Device):
             page_sizes=(16, 32, 64, 128),
             attention=frozenset({"window", "soft_cap", "sinks", "alibi"}),
             max_head_dim=1024,
+            sampling=EVERY_SAMPLING_FEATURE,
             step_tokens=1024,
             memory_bytes=total_memory_bytes(),
+            max_ranks=max(2, usable_cores()),
             features=frozenset({platform.machine(), *sets}),
         )
         self.runtime = CpuRuntime()

@@ -33,13 +33,19 @@ class CudaBackend(Backend):
         except msgspec.ValidationError as error:
             known = ", ".join(CudaOptions.__struct_fields__)
             raise BackendError(f"backend_options.cuda: {error}; the keys are {known}") from error
-        # The driver makes a context without Python's lock; Triton and the kernels are imported meanwhile.
-        with ThreadPoolExecutor(1, "context") as pool:
+        # The driver makes a context, and a C compiler Triton's own module, without Python's lock; the kernels are
+        # imported meanwhile.
+        with ThreadPoolExecutor(2, "open") as pool:
             context = pool.submit(_make_context, rank.local_rank)
+            # Two threads that import Triton at once make one of them fail; so it is imported here.
+            from drivetrain_triton.launch import load_driver
+
+            driver = pool.submit(load_driver)
             from drivetrain_cuda.device import CudaDevice
 
             try:
                 others = context.result()
+                driver.result()
                 torch.cuda.set_device(rank.local_rank)
                 set_precision()
                 return CudaDevice(rank, settings, others=others)

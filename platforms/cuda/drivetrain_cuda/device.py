@@ -17,7 +17,7 @@ from drivetrain_cuda.gaps import kernel_gaps
 from drivetrain_cuda.options import CudaOptions
 from drivetrain_cuda.variants import kernel_variants
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
@@ -108,8 +108,10 @@ def capabilities(device: torch.device, arch: GpuArch, options: CudaOptions) -> C
         page_sizes=(64, 16, 32, 128),
         attention=frozenset({"window", "soft_cap", "sinks", "alibi", "cascade"}),
         max_head_dim=256,
+        sampling=EVERY_SAMPLING_FEATURE,
         graphs=options.graphs,
         async_execution=True,
         memory_bytes=properties.total_memory,
+        max_ranks=torch.cuda.device_count(),
         features=frozenset(features),
     )

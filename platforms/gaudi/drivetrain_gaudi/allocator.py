@@ -1,7 +1,7 @@
 """Pages on the card.
 
-There is no virtual memory to map behind a fixed address, and compiled graphs hold both address and size of the cache. So
-its memory is taken once, before anything is compiled, by what weights and steps are expected to need.
+There is no virtual memory to map behind a fixed address, and compiled graphs hold both address and size of the cache.
+So its memory is taken once, before anything is compiled, by what weights and steps are expected to need.
 """
 
 # Relaxed: torch's stubs leave methods untyped.
@@ -55,8 +55,8 @@ class GaudiAllocator(Allocator):
         if num_pages < MIN_PAGES:
             needs = ", ".join(f"{what} {size:,}" for what, size in self.expected_bytes) or "nothing expected beside"
             raise OutOfMemory(
-                f"fewer than {MIN_PAGES} KV pages fit: a page takes {spec.page_bytes:,} bytes and {max(0, allowed):,} are "
-                f"left for pages (free {free:,} of {total:,}; {needs}; most pages {limits.max_pages}); end other "
+                f"fewer than {MIN_PAGES} KV pages fit: a page takes {spec.page_bytes:,} bytes and {max(0, allowed):,} "
+                f"are left for pages (free {free:,} of {total:,}; {needs}; most pages {limits.max_pages}); end other "
                 "programs on the card, raise the limit or use a smaller model"
             )
         try:

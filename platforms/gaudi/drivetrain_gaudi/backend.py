@@ -30,8 +30,8 @@ class GaudiBackend(Backend):
             raise BackendError(f"backend_options.gaudi: {error}; the keys are {known}") from error
         if os.environ.get("PT_HPU_LAZY_MODE", "0") != "0":
             raise BackendError(
-                f"PT_HPU_LAZY_MODE is {os.environ['PT_HPU_LAZY_MODE']!r}: lazy mode cannot compile recorded steps; unset "
-                "it or set it to 0"
+                f"PT_HPU_LAZY_MODE is {os.environ['PT_HPU_LAZY_MODE']!r}: lazy mode cannot compile recorded steps; "
+                "unset it or set it to 0"
             )
         # All of it is read when Habana's libraries are loaded.
         bind(rank, os.environ)

@@ -35,9 +35,9 @@ class BucketPlan:
         policy = self.policy
         return (
             f"{len(self.decode) + len(self.prefill)} shapes: {len(self.decode)} for decoding (rows "
-            f"{_range(policy.row_buckets)}) and {len(self.prefill)} with prompts (tokens {_range(policy.token_buckets)}, "
-            f"up to {policy.max_prefills_per_step} prompts a step), each for pages in all "
-            f"{_range(policy.total_page_buckets)}; every axis doubles"
+            f"{_range(policy.row_buckets)}) and {len(self.prefill)} with prompts (tokens "
+            f"{_range(policy.token_buckets)}, up to {policy.max_prefills_per_step} prompts a step), each for pages in"
+            f" all {_range(policy.total_page_buckets)}; every axis doubles"
         )
 
 

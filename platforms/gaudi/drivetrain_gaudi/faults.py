@@ -1,4 +1,4 @@
-"""What errors out of torch and Habana's bridge mean. They are told by their words, as the bridge has no types for them."""
+"""What errors out of torch and Habana's bridge mean. They are told by their words, as the bridge types none of them."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def decode(
     num_rows, num_heads, size = q_BHK.shape
     kv_heads = k_NPGK.shape[2]
     owns_NB = pages.owns_NR.to(q_BHK.dtype)
-    wide = torch.promote_types(q_BHK.dtype, torch.float32)
+    wide = _wide(q_BHK.dtype)
     owns_wide_NB = pages.owns_NR.to(wide)
     q_BX = _finite(q_BHK * shaping.scale).flatten(1)
     q_NGgK = (owns_NB @ q_BX).view(-1, kv_heads, num_heads // kv_heads, size)
@@ -109,7 +109,7 @@ def prefill(
     """Several queries a row, in plain torch: (T, H, K). Queries that see nothing, which are padding, get an average."""
     num_heads, kv_heads = q_THK.shape[1], k_LGK.shape[1]
     k_GKL, v_GLK = k_LGK.permute(1, 2, 0), v_LGK.transpose(0, 1)
-    wide = torch.promote_types(q_THK.dtype, torch.float32)
+    wide = _wide(q_THK.dtype)
     step = max(16, BLOCK_SCORES // max(1, num_heads * k_LGK.shape[0]))
     blocks: list[torch.Tensor] = []
     for first in range(0, q_THK.shape[0], step):
@@ -140,6 +140,11 @@ def _shaped(s: torch.Tensor, distance: torch.Tensor, kv_heads: int, shaping: Sha
         slopes = shaping.alibi_H.to(s.dtype).view(kv_heads, -1, *(1,) * (s.ndim - 3))
         s = s + slopes * distance
     return s
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums and maxima are computed in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:

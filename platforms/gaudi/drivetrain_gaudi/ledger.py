@@ -49,8 +49,8 @@ class ShapeLedger:
         self.late_shapes.add(shape)
         if self._new_shapes == "refuse":
             raise Unsupported(
-                f"a step of {shape.rows} rows, {shape.tokens} tokens and {shape.total_pages} pages was not prepared, and "
-                'backend_options.gaudi.new_shapes is "refuse"; raise warm_up_s or set "warn"'
+                f"a step of {shape.rows} rows, {shape.tokens} tokens and {shape.total_pages} pages was not prepared, "
+                'and backend_options.gaudi.new_shapes is "refuse"; raise warm_up_s or set "warn"'
             )
         if not known:
             _log.warning(

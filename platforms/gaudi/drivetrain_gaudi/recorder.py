@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from drivetrain_gaudi.habana import Compilation
@@ -60,18 +60,18 @@ class _Tape(TorchDispatchMode):
         # The arguments are looked up first: an op in place gives its own argument back.
         node_args, node_kwargs = tree_map(self._node_of, (args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        call = self._graph.call_function(func, node_args, node_kwargs)
         if isinstance(result, torch.Tensor):
-            self._nodes[result] = call
-        elif isinstance(result, (list, tuple)):
-            for index, part in enumerate(result):
+            self._nodes[result] = self._graph.call_function(func, node_args, node_kwargs)
+        elif isinstance(result, (list, tuple)) or result is None:
+            call = self._graph.call_function(func, node_args, node_kwargs)
+            for index, part in enumerate(result or ()):
                 if isinstance(part, torch.Tensor):
                     self._nodes[part] = self._graph.call_function(operator.getitem, (call, index))
-        elif result is not None:
+        elif any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
             raise Unsupported(
                 f"a step that reads values of the device on the host ({func}) cannot be recorded; compute with tensors"
             )
-        return result
+        return result  # a number that follows from numbers alone is the same in every replay
 
     def finish(self) -> tuple[Callable[..., Any], list[torch.Tensor]]:
         """The graph as a function, and what to call it with."""

@@ -111,6 +111,11 @@ def _options(num_warps: int, num_stages: int, pdl: bool, further: Mapping[str, A
     return options
 
 
+def load_driver() -> None:
+    """Load Triton's module for the device; a C compiler makes it first where no cache has it, for half a second."""
+    driver.active.get_current_device()
+
+
 _recorder: ContextVar[list[Variant] | None] = ContextVar("recorder", default=None)
 
 

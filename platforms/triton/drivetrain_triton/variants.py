@@ -9,6 +9,7 @@ T tokens, D hidden size, E embedding size, F inner size, K samples, V vocabulary
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -77,8 +78,16 @@ def _record_sampling(ops: TritonOps, spec: DecoderSpec, limits: ExecutorLimits) 
     layout = BatchLayout(rows=_ROWS, tokens=_ROWS, samples=_ROWS, page_updates=1, slot_updates=1, biases=1)
     packed = torch.empty(layout.size, dtype=torch.int32, device=_META)
     inputs = ops.prepare(packed, layout, slots, limits.page_size)
+    words = -(-spec.vocab_size // 32)
+    inputs = replace(
+        inputs,
+        mask_rows_M=torch.empty(_ROWS, dtype=torch.int32, device=_META),
+        masks_MW=torch.empty((_ROWS, words), dtype=torch.int32, device=_META),
+    )
     for random, filters, penalties in itertools.product((False, True), repeat=3):
-        features = SampleFeatures(random=random, filters=filters, penalties=penalties, biases=True, logprobs=0)
+        features = SampleFeatures(
+            random=random, filters=filters, penalties=penalties, biases=True, masks=True, logprobs=0
+        )
         ops.sample(_logits(spec), inputs, slots, features)
 
 

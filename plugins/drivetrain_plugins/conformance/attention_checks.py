@@ -14,7 +14,7 @@ from drivetrain_plugins.conformance.check import check, need
 from drivetrain_plugins.conformance.paged_rows import Kind, PagedRows
 from drivetrain_plugins.conformance.subject import Subject
 from drivetrain_plugins.contract.batch import NULL_PAGE, BatchLayout, Int32Array, unpack
-from drivetrain_plugins.contract.capabilities import AttentionFeature, Dtype
+from drivetrain_plugins.contract.capabilities import AttentionFeature, Dtype, KVDtype
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import AttentionSpec, NormSpec, QKNormSpec, RotarySpec
@@ -22,6 +22,7 @@ from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 
 _NORM = NormSpec(kind="rms", eps=1e-6)
 _PAGE_UPDATES = 16
+_EIGHT_BITS: tuple[KVDtype, ...] = ("fp8_e4m3", "fp8_e5m2")
 _PADDING = ShapePolicy(row_buckets=(3, 7, 11), token_buckets=(8, 32, 128, 512))
 
 
@@ -113,8 +114,20 @@ def every_page_size_is_served(subject: Subject) -> None:
 @check()
 def every_kv_type_is_served(subject: Subject) -> None:
     """Storage types that differ from the activation type are rounded to on writing."""
+    _each_kv_dtype(subject, [x for x in subject.parts.capabilities.kv_dtypes if x not in _EIGHT_BITS])
+
+
+@check("quantized")
+def pages_of_eight_bits_are_rounded_as_claimed(subject: Subject) -> None:
+    """Pages of every claimed fp8 type hold what that type can, in the device's own encoding."""
+    eight_bits: list[KVDtype] = [x for x in subject.parts.capabilities.kv_dtypes if x in _EIGHT_BITS]
+    need(bool(eight_bits), "capabilities.kv_dtypes has no type of eight bits")
+    _each_kv_dtype(subject, eight_bits)
+
+
+def _each_kv_dtype(subject: Subject, kv_dtypes: Sequence[KVDtype]) -> None:
     kind = _kind(subject, _spec(), subject.parts.capabilities.dtypes[0])
-    for kv_dtype in subject.capabilities.kv_dtypes:
+    for kv_dtype in kv_dtypes:
         with _rows(subject, replace(kind, kv_dtype=kv_dtype)) as rows:
             _life(rows)
 

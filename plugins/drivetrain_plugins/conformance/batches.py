@@ -15,6 +15,7 @@ from drivetrain_plugins.contract.batch import (
     PromptLogprobs,
     SampleFeatures,
     StepBatch,
+    TokenMasks,
 )
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 
@@ -85,6 +86,7 @@ class Packing:
     biases: Sequence[tuple[int, int, float, int]] = ()
     page_copies: Sequence[tuple[int, int]] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    masks: TokenMasks | None = None
     groups: Sequence[tuple[Sequence[int], int]] = ()
     padded_groups: int = 0
 
@@ -140,6 +142,7 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         history=np.array(history, np.int32) if history else None,
         cleared=tuple(row.slot for row in counted),
         prompt_logprobs=packing.prompt_logprobs,
+        masks=packing.masks,
     )
     _fill_tokens(batch, rows, packing.dummy_slot, decode_only=decode_only)
     sample_row = batch.section("sample_row")

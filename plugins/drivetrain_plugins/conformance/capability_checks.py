@@ -42,7 +42,7 @@ def values_are_in_range(subject: Subject) -> None:
         bool(sizes) and len(set(sizes)) == len(sizes) and min(sizes) >= 1,
         f"capabilities.page_sizes: got {sizes}, expected distinct positive sizes",
     )
-    for name in ("max_head_dim", "step_tokens"):
+    for name in ("max_head_dim", "step_tokens", "max_ranks"):
         require(getattr(found, name) >= 1, f"capabilities.{name}: got {getattr(found, name)}, expected at least 1")
     require(found.memory_bytes >= 0, f"capabilities.memory_bytes: got {found.memory_bytes}")
 

@@ -164,6 +164,18 @@ def biases_move_logits(subject: Subject) -> None:
 
 
 @check()
+def masks_leave_what_they_allow(subject: Subject) -> None:
+    """Masks that depend on the token before, which may still be on the device, beside a row without one."""
+    need("masks" in subject.capabilities.sampling, "capabilities.sampling lacks 'masks'")
+    for ahead in (False, True):
+        with Session(subject) as session:
+            running = [session.begin(5, SlotParameters()) for _ in range(3)]
+            running[0].stride, running[2].stride = 6, 40
+            session.chunks([(sequence, 5) for sequence in running])
+            session.run(running, 10, ahead=ahead)
+
+
+@check()
 def log_probabilities_of_answers_are_the_model_s(subject: Subject) -> None:
     """Each chosen token's log-probability, and the likeliest tokens beside it."""
     need("logprobs" in subject.capabilities.sampling, "capabilities.sampling lacks 'logprobs'")

@@ -14,7 +14,7 @@ from drivetrain_plugins.conformance.batches import Packing, Row, pack
 from drivetrain_plugins.conformance.subject import from_ints, torch_dtype
 from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, RotaryTable
 from drivetrain_plugins.contract.backend import Device
-from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, Ticket
+from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, Ticket, TokenMasks
 from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
 from drivetrain_plugins.contract.memory import KVCache, KVLayerSpec, KVSpec, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec
@@ -100,7 +100,8 @@ class PartsExecutor(Executor):
             logprobs, ranks, top_ids, top_logprobs = device.ops.token_logprobs(logits, targets, asked.top)
             results |= {"prompt_logprobs": logprobs, "prompt_ranks": ranks}
             results |= {"prompt_top_ids": top_ids, "prompt_top_logprobs": top_logprobs}
-        sampled = device.ops.sample(forward.logits_KV, forward.inputs, self._slots, batch.features)
+        inputs = forward.inputs if batch.masks is None else self._masked(forward.inputs, batch.masks)
+        sampled = device.ops.sample(forward.logits_KV, inputs, self._slots, batch.features)
         results["token_ids"] = sampled.ids_K
         for name, tensor in (
             ("logprobs", sampled.logprobs_K),
@@ -111,6 +112,10 @@ class PartsExecutor(Executor):
             if tensor is not None:
                 results[name] = tensor
         return FetchedStep(device.runtime.fetch(results), batch.num_samples)
+
+    def _masked(self, inputs: StepInputs, masks: TokenMasks) -> StepInputs:
+        masks_MW = from_ints(masks.fill()).to(self._device.torch_device)
+        return replace(inputs, masks_MW=masks_MW, mask_rows_M=from_ints(masks.rows).to(self._device.torch_device))
 
     def close(self) -> None:
         self._recordings.clear()

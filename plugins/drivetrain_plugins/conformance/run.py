@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import secrets
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from drivetrain_plugins.conformance.catalogue import checks
 from drivetrain_plugins.conformance.check import LEVELS, Check, Level, NotClaimed, Violation
+from drivetrain_plugins.conformance.levels import level_results
 from drivetrain_plugins.conformance.report import CheckResult, ConformanceReport, Outcome
 from drivetrain_plugins.conformance.subject import Subject
 from drivetrain_plugins.contract import CONTRACT_VERSION
@@ -28,7 +31,7 @@ def run_conformance(
     levels: Collection[Level] = LEVELS,
     only: str = "",
     seed: int | None = None,
-    world: int = 1,
+    world: int | None = None,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> ConformanceReport:
     """Check a backend on the device of this machine.
@@ -38,31 +41,40 @@ def run_conformance(
         options: its `[backend_options.NAME]` table.
         only: run the checks whose name contains this.
         seed: of the random inputs; a fresh one if None.
-        world: ranks of the parallel checks.
+        world: ranks of the parallel checks; None takes two where the capabilities have room for them.
         on_result: told of each result as it comes.
     """
     subject = make_subject(backend, options, seed=seed, world=world)
+    started, clock = datetime.now(UTC), time.perf_counter()
     results: list[CheckResult] = []
     for check in checks(levels):
         if only in check.name:
             results.append(result_of(check, subject))
             if on_result is not None:
                 on_result(results[-1])
-    device = ""
+    capabilities = None
     with contextlib.suppress(DrivetrainError):  # told by every check already
-        device = subject.capabilities.device_name
+        capabilities = subject.capabilities
         subject.close()
     return ConformanceReport(
         contract_version=CONTRACT_VERSION,
         backend=backend if isinstance(backend, str) else f"{backend.__module__}:{backend.__qualname__}",
-        device=device,
+        device=capabilities.device_name if capabilities else "",
         seed=subject.seed,
         results=tuple(results),
+        levels=level_results(results, capabilities, levels),
+        versions={"python": platform.python_version(), "torch": str(torch.__version__), "system": platform.platform()},
+        started=started.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00") + " UTC",
+        seconds=round(time.perf_counter() - clock, 2),
     )
 
 
 def make_subject(
-    backend: str | type[Backend], options: Mapping[str, Any] | None, *, seed: int | None = None, world: int = 1
+    backend: str | type[Backend],
+    options: Mapping[str, Any] | None,
+    *,
+    seed: int | None = None,
+    world: int | None = None,
 ) -> Subject:
     """The backend as checks take it.
 

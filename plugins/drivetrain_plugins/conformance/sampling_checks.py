@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.batches import Packing, Row, SlotParameters, pack, padded_shape
-from drivetrain_plugins.conformance.check import check, require
+from drivetrain_plugins.conformance.check import check, need, require
 from drivetrain_plugins.conformance.closeness import listed
 from drivetrain_plugins.conformance.subject import Subject, from_ints
 from drivetrain_plugins.contract import reference
@@ -172,6 +173,7 @@ def _sampled(subject: Subject, features: SampleFeatures, what: str, varied: Coll
                 for last in (LAST_TOKEN, LAST_TOKEN, int(twin.host.last_token_S[slots[0]]), 5)
             ]
         packing = Packing(page_size=_PAGE, dummy_slot=_SLOTS, features=features, biases=biases)
+        masks = _masks(subject, num_rows) if features.masks else {}
         policy = ShapePolicy(row_buckets=(_SLOTS + 2,), max_captured_rows=_SLOTS + 2) if turn % 2 else ShapePolicy()
         batch = pack(rows, padded_shape(rows, policy, _PAGE), packing)
         expected_inputs = reference.prepare(from_ints(batch.packed), batch.layout, twin.host, _PAGE)
@@ -179,11 +181,23 @@ def _sampled(subject: Subject, features: SampleFeatures, what: str, varied: Coll
         subject.stage(batch.packed, packed)
         inputs = reference.prepare(packed, batch.layout, twin.device, _PAGE)
         logits_KV = subject.randn(batch.layout.samples, _VOCAB, scale=2.5)
-        expected = reference.sample(logits_KV.clone(), expected_inputs, twin.host, features)
+        expected = reference.sample(logits_KV.clone(), replace(expected_inputs, **masks), twin.host, features)
+        inputs = replace(inputs, **{name: subject.put(mask) for name, mask in masks.items()})
         subject.poison(batch.layout.samples, "float32")
         got = subject.parts.ops.sample(subject.put(logits_KV), inputs, twin.device, features)
         _same_samples(subject, got, expected, num_rows, f"ops.sample ({what}), step {turn}")
         twin.require_equal(f"ops.sample ({what}), step {turn}")
+
+
+def _masks(subject: Subject, num_rows: int) -> dict[str, torch.Tensor]:
+    """Masks of some rows, of which one allows a single token; bits past the vocabulary are set, and mean nothing."""
+    rows = sorted(subject.permutation(num_rows)[: subject.pick(1, num_rows + 1)])
+    masks_MW = subject.randint(-(2**31), 2**31, len(rows), -(-_VOCAB // 32)).int()
+    only = subject.pick(0, _VOCAB)
+    masks_MW[0] = 0
+    masks_MW[0, only // 32] = from_ints(np.array([1 << only % 32], np.uint32).view(np.int32))[0]
+    masks_MW[0, -1] |= from_ints(np.array([0xFFFFFFFF << _VOCAB % 32 & 0xFFFFFFFF], np.uint32).view(np.int32))[0]
+    return {"mask_rows_M": torch.tensor(rows, dtype=torch.int32), "masks_MW": masks_MW}
 
 
 def _same_samples(subject: Subject, got: SampledTokens, expected: SampledTokens, rows: int, what: str) -> None:
@@ -239,6 +253,16 @@ def biases_are_added(subject: Subject) -> None:
     """Unconditional biases, bans, and those that depend on the slot's last token."""
     _sampled(subject, SampleFeatures(biases=True), "biases")
     _sampled(subject, SampleFeatures(random=True, biases=True), "biases, random")
+
+
+@check()
+def masks_forbid_tokens(subject: Subject) -> None:
+    """Rows with a mask take an allowed token, the others are free; before anything else, but for log-probabilities."""
+    need("masks" in subject.capabilities.sampling, "capabilities.sampling lacks 'masks'")
+    _sampled(subject, SampleFeatures(masks=True), "masks")
+    _sampled(subject, SampleFeatures(random=True, masks=True), "masks, random")
+    everything = SampleFeatures(random=True, filters=True, penalties=True, biases=True, masks=True, logprobs=3)
+    _sampled(subject, everything, "masks and everything")
 
 
 @check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.batches import Packing, Row, SlotParameters, pack, padded_shape
@@ -19,10 +20,12 @@ from drivetrain_plugins.contract.batch import (
     SEED_LOW,
     TOP_K,
     TOP_P,
+    Int32Array,
     PromptLogprobs,
     SampleFeatures,
     StepOutput,
     Ticket,
+    TokenMasks,
 )
 from drivetrain_plugins.contract.reference.sampling import apply_penalties, filter_logits, gumbel_noise
 from drivetrain_plugins.contract.slots import SlotState
@@ -41,6 +44,7 @@ class Running:
     prompt_length: int
     pages: list[int] = field(default_factory=list[int])
     biases: dict[int, float] = field(default_factory=dict[int, float])
+    stride: int = 0  # of the tokens that may follow another, as `allowed_after` has it; 0 allows any
     computed: int = 0
     told_pages: int = 0
     in_flight: int = 0
@@ -51,11 +55,22 @@ class Running:
         """Tokens, those included that only the device knows."""
         return len(self.tokens) + self.in_flight
 
+    def allowed_after(self, token: int, vocab_size: int) -> list[int]:
+        """Which tokens its mask leaves after this one."""
+        return list(range(token % self.stride, vocab_size, self.stride + 1))
+
 
 @dataclass(slots=True)
 class _Step:
     ticket: Ticket
     sampled: list[Running]
+    output: StepOutput | None = None
+
+    def wait(self) -> StepOutput:
+        """The results; may be called again."""
+        if self.output is None:
+            self.output = self.ticket.wait()
+        return self.output
 
 
 class Session:
@@ -161,7 +176,7 @@ class Session:
             Violation: a token is not the one that the float64 model would choose, or a hair's breadth from it.
         """
         step = self._flying.pop(0)
-        output = step.ticket.wait()
+        output = step.wait()
         count = len(step.sampled)
         require(
             output.token_ids.shape == (count,),
@@ -193,6 +208,10 @@ class Session:
         score_1V = self.model.logits(known).float()
         for token, bias in sequence.biases.items():
             score_1V[0, token] += bias
+        if sequence.stride:
+            allowed = torch.zeros(vocab, dtype=torch.bool)
+            allowed[sequence.allowed_after(known[-1], vocab)] = True
+            score_1V[0, ~allowed] = float("-inf")
         slots = SlotState(num_slots=0, max_pages=1, vocab_size=vocab, device=score_1V.device)
         slots.params_SC[0] = from_ints(parameters.columns())
         if parameters.penalized:
@@ -219,6 +238,7 @@ class Session:
             filters=any(sequence.parameters.filtered for sequence in sampled),
             penalties=any(sequence.parameters.penalized for sequence in sampled),
             biases=any(sequence.biases for sequence in sampled),
+            masks=any(sequence.stride for sequence in sampled),
             logprobs=self.logprobs,
         )
         packing = Packing(
@@ -232,6 +252,7 @@ class Session:
             ],
             page_copies=self._copies,
             prompt_logprobs=self._asked,
+            masks=self._masks(sampled) if features.masks else None,
         )
         self._copies, self._asked = (), None
         batch = pack(rows, padded_shape(rows, self.policy, self.limits.page_size), packing, step_id=self._step_id)
@@ -239,6 +260,24 @@ class Session:
         self._flying.append(_Step(self.executor.execute(batch), sampled))
         for sequence in sampled:
             sequence.in_flight += 1
+
+    def _masks(self, sampled: Sequence[Running]) -> TokenMasks:
+        vocab = self.model.spec.vocab_size
+        masked = [(index, sequence) for index, sequence in enumerate(sampled) if sequence.stride]
+        earlier = list(self._flying)
+
+        def fill() -> Int32Array:
+            newest = {
+                sequence: token
+                for step in earlier
+                for sequence, token in zip(step.sampled, step.wait().token_ids.tolist(), strict=True)
+            }
+            allowed_MV = np.zeros((len(masked), -(-vocab // 32) * 32), np.uint8)
+            for line, (_, sequence) in zip(allowed_MV, masked, strict=True):
+                line[sequence.allowed_after(newest.get(sequence, sequence.tokens[-1]), vocab)] = 1
+            return np.packbits(allowed_MV, axis=1, bitorder="little").view(np.int32)
+
+        return TokenMasks(rows=np.array([index for index, _ in masked], np.int32), fill=fill)
 
     def ask(self, prompt_logprobs: PromptLogprobs) -> None:
         """Ask the next step for log-probabilities of prompt tokens."""

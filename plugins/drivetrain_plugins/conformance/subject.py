@@ -25,17 +25,23 @@ class Subject:
         make: gives a new backend.
         options: its options, as its schema leaves them.
         seed: of every random input; checks draw independently of each other.
-        world: ranks of the parallel checks.
+        world: ranks of the parallel checks; None takes two where the capabilities have room for them.
         target: the backend's import string, for child processes; empty if it has none.
     """
 
     def __init__(
-        self, make: Callable[[], Backend], options: Mapping[str, Any], *, seed: int, world: int = 1, target: str = ""
+        self,
+        make: Callable[[], Backend],
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        world: int | None = None,
+        target: str = "",
     ) -> None:
         self.make = make
         self.options = options
         self.seed = seed
-        self.world = world
+        self._world = world
         self.target = target
         self._device: Device | None = None
         self._generator = torch.Generator().manual_seed(seed)
@@ -61,6 +67,11 @@ class Subject:
     @property
     def capabilities(self) -> Capabilities:
         return self.device.capabilities
+
+    @property
+    def world(self) -> int:
+        """Ranks of the parallel checks."""
+        return min(2, self.capabilities.max_ranks) if self._world is None else self._world
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:

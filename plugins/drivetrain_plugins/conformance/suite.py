@@ -33,8 +33,8 @@ class BackendConformance:
     """The `[backend_options.NAME]` table."""
     levels: ClassVar[Collection[Level]] = LEVELS
     """What to prove; leave levels out while a backend grows."""
-    world: ClassVar[int] = 1
-    """Ranks of the parallel level, each a process with its own device."""
+    world: ClassVar[int | None] = None
+    """Ranks of the parallel level, each a process; None takes two where `Capabilities.max_ranks` has room for them."""
     seed: ClassVar[int | None] = None
     """Of the random inputs; None takes fresh ones in every run. A failure shows the seed that it was found with."""
 

@@ -5,3 +5,5 @@ the parts of a device; `executor` and `backend` bind them together; `reference` 
 """
 
 CONTRACT_VERSION = 1
+OLDEST_CONTRACT_VERSION = 1
+"""The oldest version whose packages are still served."""

@@ -4,12 +4,12 @@ Request state lives on the device in numbered slots, so a step only carries what
 sections, whose sizes are a `BatchLayout`; a captured graph reads them at fixed offsets.
 
 R rows, T tokens, K sampled rows, G groups of rows with a shared prefix, U page-table updates, S slot updates, N logit
-biases, C columns of slot parameters.
+biases, C columns of slot parameters, M rows with a mask, W words of a mask, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -108,6 +108,7 @@ class SampleFeatures:
         filters: some row restricts by top-k, top-p or min-p.
         penalties: some row counts earlier tokens.
         biases: the `biases` section is not empty.
+        masks: some row may take certain tokens only; `StepBatch.masks` says which.
         logprobs: number of likeliest tokens to report, -1 for none at all.
     """
 
@@ -115,7 +116,25 @@ class SampleFeatures:
     filters: bool = False
     penalties: bool = False
     biases: bool = False
+    masks: bool = False
     logprobs: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenMasks:
+    """Which tokens some of the sampled rows may take; the other rows may take any.
+
+    Masks depend on the tokens of the steps before, which may still run: an executor asks for them as late as it can,
+    once all the work of the step that does not need them is under way.
+
+    Attributes:
+        rows: (M,) indices in `sample_row`, ascending.
+        fill: gives the masks, (M, W) with W = ceil(V / 32): token t is allowed if bit t % 32 of word t // 32 is set.
+            Bits past the vocabulary mean nothing. It may wait for earlier steps, and is called once.
+    """
+
+    rows: Int32Array
+    fill: Callable[[], Int32Array]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,6 +193,7 @@ class StepBatch:
         page_copies: (C, 2) (source, destination) pages to copy before the step.
         history: (H, 3) (slot, token, 1 if generated else 0): earlier tokens of newly assigned slots with penalties.
         cleared: slots whose token counts start again at zero before `history` is added.
+        masks: there exactly if `features.masks` is set.
         pooling: what is added up for rows that end in an embedding; only an executor that `pools` is given it.
     """
 
@@ -194,6 +214,7 @@ class StepBatch:
     history: Int32Array | None = None
     cleared: tuple[int, ...] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    masks: TokenMasks | None = None
     pooling: Pooling | None = None
 
     def section(self, name: str) -> Int32Array:

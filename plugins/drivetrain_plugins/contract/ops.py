@@ -211,6 +211,7 @@ class Ops:
 
         Args:
             logits_KV: float32; may be overwritten.
+            inputs: with the masks of `TokenMasks` where `features.masks` is set.
         """
         return reference.sample(logits_KV, inputs, slots, features)
 

@@ -1,7 +1,7 @@
 """Request state that lives on the device between steps, and the inputs that `prepare` makes from it.
 
 S slots (the last is the dummy slot of padding), P page-table columns, V vocabulary, C slot columns, R rows, T tokens,
-K samples, G groups of rows with a shared prefix.
+K samples, G groups of rows with a shared prefix, M rows with a mask, W words of a mask.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class StepInputs:
         page_table_SP: int32, all slots.
         shared_rows_R: int32, the rows in an order in which each group's stand together; None without groups.
         shared_groups_G3: int32 (begin, end, shared tokens) of each group, see `StepBatch`; None without groups.
+        mask_rows_M, masks_MW: int32, what `TokenMasks` says, for the sampler alone; None without masks.
     """
 
     ids_T: torch.Tensor
@@ -96,6 +97,8 @@ class StepInputs:
     page_table_SP: torch.Tensor
     shared_rows_R: torch.Tensor | None = None
     shared_groups_G3: torch.Tensor | None = None
+    mask_rows_M: torch.Tensor | None = None
+    masks_MW: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

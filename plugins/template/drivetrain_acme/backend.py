@@ -15,7 +15,7 @@ from drivetrain_acme.ops import AcmeOps
 from drivetrain_acme.options import AcmeOptions
 from drivetrain_acme.runtime import AcmeRuntime
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities
 from drivetrain_plugins.contract.communicator import SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.shapes import ShapePolicy
@@ -34,6 +34,7 @@ class AcmeDevice(Device):
             page_sizes=(16, 32, 64),
             attention=frozenset({"window"}),
             max_head_dim=256,
+            sampling=EVERY_SAMPLING_FEATURE,
             step_tokens=1024,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )

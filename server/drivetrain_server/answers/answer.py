@@ -49,6 +49,9 @@ class PromptRun:
         text: the prompt as it is echoed; empty where it is not.
         logprobs: of the prompt's tokens, once they came.
         awaits_logprobs: they were asked for, so no choice of this prompt is begun without them.
+        queued_s: how long it waited in the engine.
+        first_token_at: when its first token came, by `perf_counter`; None before.
+        last_token_at: when its newest token came, once the answer is complete.
     """
 
     token_ids: list[int]
@@ -57,6 +60,9 @@ class PromptRun:
     logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     num_generated: int = 0
+    queued_s: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float | None = None
 
 
 def usage_of(prompts: Sequence[PromptRun]) -> dict[str, object]:
@@ -94,9 +100,11 @@ class Envelope:
         """An event up to the beginning of its `choices`."""
         return b"data: " + orjson.dumps(self.fields(kind))[:-1] + b',"choices":['
 
-    def usage_event(self, kind: str, usage: dict[str, object]) -> bytes:
-        """The last event of a stream that tells its usage."""
-        return self.event_head(kind) + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+    def ending(self, kind: str, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        """The end of a stream, behind an event that tells its usage if that was asked for."""
+        if not usage_event:
+            return DONE
+        return self.event_head(kind) + b'],"usage":' + orjson.dumps(usage_of(prompts)) + b"}\n\n" + DONE
 
 
 class AnswerShape(Protocol):
@@ -110,8 +118,13 @@ class AnswerShape(Protocol):
         """Events of new text; empty where there is nothing to say yet. `usage` is spliced in as it is."""
         ...
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        """The event that tells the usage."""
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        """What stands before and after the JSON text in an event that tells new text of a choice and nothing else;
+        None where the next text may have to look otherwise. Asked again after each `chunk`."""
+        ...
+
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        """The end of a stream."""
         ...
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:

@@ -76,8 +76,13 @@ class ChatShape:
         events = self._turns.push(choice, delta)
         return b"".join([self._event(choice, event, usage) for event in events])
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return self._envelope.usage_event(CHUNK, usage)
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        if not self._plain:
+            return None
+        return self._choice_head(choice) + b'{"content":', b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
+
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        return self._envelope.ending(CHUNK, prompts, usage_event=usage_event)
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:
         prompt = prompts[0]

@@ -84,8 +84,13 @@ class CompletionShape:
             usage,
         )
 
-    def usage(self, usage: dict[str, object]) -> bytes:
-        return self._envelope.usage_event(KIND, usage)
+    def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
+        if not self._plain:
+            return None
+        return self._choice_head(choice), b',"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
+
+    def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
+        return self._envelope.ending(KIND, prompts, usage_event=usage_event)
 
     def whole(self, prompts: Sequence[PromptRun], answers: Sequence[Sequence[Answer]]) -> bytes:
         pairs = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]

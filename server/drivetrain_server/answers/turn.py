@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
 from drivetrain.completion_text import TextDelta
+from drivetrain.dialects.choose import Reader
 from drivetrain.dialects.events import (
     ContentDelta,
     ReasoningDelta,
@@ -53,18 +54,6 @@ class Finish(msgspec.Struct, kw_only=True):
 
 
 Event = Spoken | Finish
-
-
-class Reader(Protocol):
-    """Finds reasoning and tool calls in the text of one answer."""
-
-    def push(self, text: str) -> list[Spoken]:
-        """Take more text in."""
-        ...
-
-    def finish(self) -> list[Spoken]:
-        """No more text comes: what was held back."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +123,7 @@ class Turns:
         shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
     """
 
-    def __init__(self, make_reader: Callable[[], Reader] | None = None, shown: Sequence[int] = ()) -> None:
+    def __init__(self, make_reader: Callable[[], Reader] | None = None, shown: Collection[int] = ()) -> None:
         self.shown = frozenset(shown)
         self._make_reader = make_reader
         self._open: dict[int, Turn] = {}

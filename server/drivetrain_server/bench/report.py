@@ -1,12 +1,15 @@
-"""Figures of a load test: throughput and percentiles."""
+"""Figures of a load test: throughput, percentiles, goodput."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from drivetrain.errors import ConfigError
 from drivetrain_server.bench.traffic import Sample
+
+GOALS = ("ttft", "tpot", "latency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +19,7 @@ class Distribution:
     mean: float
     p50: float
     p90: float
+    p95: float
     p99: float
     max: float
 
@@ -29,6 +33,9 @@ class LoadReport:
         problems: message to how many requests failed with it.
         ttft_ms: time to first token; itl_ms: gaps between events with tokens; tpot_ms: mean time per further token of
             each request; latency_ms: whole requests. None where nothing was measured.
+        goals: the goals that were set, in milliseconds.
+        good_requests_per_s: requests a second that met every goal; None without goals.
+        good_share: their share of all requests, failed ones included; None without goals.
     """
 
     succeeded: int
@@ -44,15 +51,38 @@ class LoadReport:
     itl_ms: Distribution | None
     tpot_ms: Distribution | None
     latency_ms: Distribution | None
+    goals: dict[str, float]
+    good_requests_per_s: float | None
+    good_share: float | None
     problems: dict[str, int]
 
 
-def summarize(samples: Sequence[Sample]) -> LoadReport:
+def read_goals(texts: Sequence[str]) -> dict[str, float]:
+    """Read goals such as `ttft=200`, in milliseconds.
+
+    Raises:
+        ConfigError: another name, or no positive number.
+    """
+    goals: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = 0.0
+        if name not in GOALS or not 0 < limit < float("inf"):
+            raise ConfigError(f'--goal: got "{text}", expected one of {", ".join(GOALS)}, "=" and milliseconds')
+        goals[name] = limit
+    return goals
+
+
+def summarize(samples: Sequence[Sample], goals: Mapping[str, float] | None = None) -> LoadReport:
     """The report of all samples of one run; at least one."""
     good = [sample for sample in samples if sample.problem is None]
     duration_s = max(sample.done_s for sample in samples) - min(sample.sent_s for sample in samples)
     inputs = sum(sample.input_tokens for sample in good)
     outputs = sum(sample.output_tokens for sample in good)
+    met = sum(_meets(sample, goals) for sample in good) if goals else 0
     return LoadReport(
         succeeded=len(good),
         failed=len(samples) - len(good),
@@ -67,6 +97,9 @@ def summarize(samples: Sequence[Sample]) -> LoadReport:
         itl_ms=distribution([gap for sample in good for gap in sample.itl_s]),
         tpot_ms=distribution([tpot for sample in good if (tpot := sample.tpot_s) is not None]),
         latency_ms=distribution([sample.done_s - sample.sent_s for sample in good]),
+        goals=dict(goals or {}),
+        good_requests_per_s=met / duration_s if goals else None,
+        good_share=met / len(samples) if goals else None,
         problems=dict(Counter(sample.problem for sample in samples if sample.problem is not None)),
     )
 
@@ -80,4 +113,10 @@ def distribution(seconds: Sequence[float]) -> Distribution | None:
     def rank(percent: int) -> float:
         return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
-    return Distribution(mean=sum(ordered) / len(ordered), p50=rank(50), p90=rank(90), p99=rank(99), max=ordered[-1])
+    mean = sum(ordered) / len(ordered)
+    return Distribution(mean=mean, p50=rank(50), p90=rank(90), p95=rank(95), p99=rank(99), max=ordered[-1])
+
+
+def _meets(sample: Sample, goals: Mapping[str, float]) -> bool:
+    reached = {"ttft": sample.ttft_s, "tpot": sample.tpot_s or 0.0, "latency": sample.done_s - sample.sent_s}
+    return all(reached[name] * 1000 <= limit for name, limit in goals.items())

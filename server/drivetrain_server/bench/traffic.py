@@ -5,50 +5,33 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from drivetrain.errors import DrivetrainError
+from drivetrain_server.bench.jobs import Job
 from drivetrain_server.http_client import Endpoint, Json, parse_json, request
-
-FIRST_TOKEN_ID = 100
-"""Ids below it are often special tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is sent.
+    """How requests are sent.
 
     Attributes:
         concurrency: requests under way at the same time; None is no bound. With `rate`, an arrival that finds them all
             under way waits, and the wait counts as part of its time to first token.
-        rate: arrivals a second, at exponential distances; None sends as fast as `concurrency` allows.
-        input_tokens, output_tokens: exact lengths of every prompt and answer.
-        shared_prefix: tokens at the start that all prompts have in common.
-        vocab_size: prompts are random ids below it.
+        rate: arrivals a second; None sends as fast as `concurrency` allows.
+        burstiness: 1 is a Poisson process; below, arrivals come in bursts; above, they come evenly.
+        seed: of the arrivals.
     """
 
     model: str
-    num_requests: int = 32
     concurrency: int | None = 8
     rate: float | None = None
-    input_tokens: int = 128
-    output_tokens: int = 64
-    shared_prefix: int = 0
-    vocab_size: int = 10_000
+    burstiness: float = 1.0
     seed: int = 0
     temperature: float = 0.0
-
-    def prompts(self) -> list[list[int]]:
-        """The prompts: the same for the same seed."""
-        chooser = random.Random(self.seed)
-        shared = [chooser.randrange(FIRST_TOKEN_ID, self.vocab_size) for _ in range(self.shared_prefix)]
-        own = self.input_tokens - self.shared_prefix
-        return [
-            shared + [chooser.randrange(FIRST_TOKEN_ID, self.vocab_size) for _ in range(own)]
-            for _ in range(self.num_requests)
-        ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,40 +72,44 @@ class Sample:
         return (self.arrivals[-1] - self.arrivals[0]) / (self.output_tokens - 1)
 
 
-async def drive(endpoint: Endpoint, load: Load, on_done: Callable[[Sample], None] = lambda _: None) -> list[Sample]:
-    """Send every request of `load` and wait for all answers. A failed request is a sample with its `problem`."""
-    slots = asyncio.Semaphore(load.concurrency or load.num_requests)
+async def drive(
+    endpoint: Endpoint, load: Load, jobs: Sequence[Job], on_done: Callable[[Sample], None] = lambda _: None
+) -> list[Sample]:
+    """Send every job and wait for all answers. A failed request is a sample with its `problem`."""
+    slots = asyncio.Semaphore(load.concurrency or len(jobs))
 
-    async def one(prompt: list[int], arrival: float | None) -> Sample:
+    async def one(job: Job, arrival: float | None) -> Sample:
         async with slots:
-            sample = await _timed(endpoint, load, prompt, arrival)
+            sample = await _timed(endpoint, load, job, arrival)
         on_done(sample)
         return sample
 
     tasks: list[asyncio.Task[Sample]] = []
     async with asyncio.TaskGroup() as group:
-        for prompt, arrival in zip(load.prompts(), _arrivals(load), strict=True):
+        for job, arrival in zip(jobs, _arrivals(load, len(jobs)), strict=True):
             if arrival is not None:
                 await asyncio.sleep(arrival - time.perf_counter())
-            tasks.append(group.create_task(one(prompt, arrival)))
+            tasks.append(group.create_task(one(job, arrival)))
     return [task.result() for task in tasks]
 
 
-def _arrivals(load: Load) -> list[float | None]:
+def _arrivals(load: Load, count: int) -> list[float | None]:
     """When each request arrives, fixed beforehand: a late wake-up delays no later one. None is as soon as it can."""
     if load.rate is None:
-        return [None] * load.num_requests
-    pauses = random.Random(load.seed + 1)
+        return [None] * count
+    pauses = random.Random(f"{load.seed}/arrivals")
     start = time.perf_counter()
-    distances = [0.0, *(pauses.expovariate(load.rate) for _ in range(load.num_requests - 1))]
+    mean_s = 1 / load.rate
+    # A gamma distribution of the same mean; with a shape of 1 it is the exponential one.
+    distances = [0.0, *(pauses.gammavariate(load.burstiness, mean_s / load.burstiness) for _ in range(count - 1))]
     return [start + passed for passed in accumulate(distances)]
 
 
-async def _timed(endpoint: Endpoint, load: Load, prompt: list[int], arrival: float | None) -> Sample:
+async def _timed(endpoint: Endpoint, load: Load, job: Job, arrival: float | None) -> Sample:
+    route = "/v1/completions" if job.messages is None else "/v1/chat/completions"
     body: dict[str, Json] = {
         "model": load.model,
-        "prompt": list(prompt),
-        "max_tokens": load.output_tokens,
+        **job.body(),
         "temperature": load.temperature,
         "ignore_eos": True,
         "stream": True,
@@ -130,7 +117,7 @@ async def _timed(endpoint: Endpoint, load: Load, prompt: list[int], arrival: flo
     }
     sample = Sample(sent_s=time.perf_counter() if arrival is None else arrival)
     try:
-        async with request(endpoint, "POST", "/v1/completions", body) as response:
+        async with request(endpoint, "POST", route, body) as response:
             async for event in response.events():
                 now = time.perf_counter()
                 if event == "[DONE]":
@@ -140,7 +127,7 @@ async def _timed(endpoint: Endpoint, load: Load, prompt: list[int], arrival: flo
         sample.problem = str(error)
     sample.done_s = time.perf_counter()
     if sample.problem is None:
-        sample.problem = _miscount(sample, load)
+        sample.problem = _miscount(sample, job)
     return sample
 
 
@@ -151,6 +138,11 @@ def _take(sample: Sample, event: Json, now: float) -> None:
             return
         case {"choices": [{"text": str(text), **choice}, *_]}:
             if text or choice.get("finish_reason") is None:
+                sample.arrivals.append(now)
+        case {"choices": [{"delta": {**delta}, **choice}, *_]}:
+            # The chunk that only opens the message brings no token.
+            opens = "role" in delta and not delta.get("content")
+            if delta.get("content") or (choice.get("finish_reason") is None and not opens):
                 sample.arrivals.append(now)
         case _:
             pass
@@ -166,12 +158,13 @@ def _take(sample: Sample, event: Json, now: float) -> None:
             pass
 
 
-def _miscount(sample: Sample, load: Load) -> str | None:
-    expected: Mapping[str, tuple[int, int]] = {
-        "prompt tokens": (sample.input_tokens, load.input_tokens),
-        "answer tokens": (sample.output_tokens, load.output_tokens),
-    }
-    for what, (got, wanted) in expected.items():
-        if got != wanted:
+def _miscount(sample: Sample, job: Job) -> str | None:
+    if not sample.output_tokens:
+        return "the stream brought no usage; without the server's count of tokens the figures would not be comparable"
+    for what, got, wanted in (
+        ("prompt tokens", sample.input_tokens, job.input_tokens),
+        ("answer tokens", sample.output_tokens, job.output_tokens),
+    ):
+        if wanted is not None and got != wanted:
             return f"the server counted {got} {what}, expected {wanted}; the figures would not be comparable"
     return None if sample.arrivals else "the stream had no event with tokens"

@@ -27,9 +27,12 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     from drivetrain_server.cli.chat import chat
     from drivetrain_server.cli.config_flags import ConfiguredCommand
     from drivetrain_server.cli.doctor import doctor
-    from drivetrain_server.cli.models import ls, pull
+    from drivetrain_server.cli.models import ls, rm
+    from drivetrain_server.cli.ps import ps
+    from drivetrain_server.cli.pull import pull
     from drivetrain_server.cli.run import run
     from drivetrain_server.cli.serve import serve
+    from drivetrain_server.cli.top import top
 
     app = typer.Typer(
         name="drivetrain",
@@ -40,7 +43,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
-    for command in (serve, run, chat, ls, pull, backends, doctor, bench):
+    for command in (serve, run, chat, top, ps, pull, ls, rm, bench, backends, doctor):
         if isinstance(command, ConfiguredCommand):
             function = command.declared() if wanted in (None, command.name) else command.bare()
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,12 +16,15 @@ from drivetrain_server.cli.config_flags import configured
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from drivetrain_plugins.conformance.report import CheckResult
+    from drivetrain_plugins.conformance.check import Level
+    from drivetrain_plugins.conformance.report import CheckResult, ConformanceReport
     from drivetrain_plugins.report import BackendsReport
     from drivetrain_plugins.status import BackendState
     from drivetrain_server.op_table import OpRow
 
 COLORS = {"ready": "green", "unavailable": "dim", "broken": "red", "incompatible": "yellow", "blocked": "yellow"}
+SHOWN_OUTPUT = 3
+"""Last lines of a failed child that people are shown; --json has more."""
 SHOWN_FIELDS = ("backend", "blocked_backends", "backend_options")
 
 
@@ -32,11 +36,22 @@ def backends(
         str | None,
         typer.Option("--check", help="Prove that this one keeps the contract; takes a minute.", metavar="NAME"),
     ] = None,
+    levels: Annotated[
+        list[str] | None,
+        typer.Option("--level", help="With --check: only this level. Can be given again.", metavar="LEVEL"),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="With --check: write a report to publish, in Markdown.", metavar="FILE"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List device backends, and why each is ready or not."""
     if check is not None:
-        raise typer.Exit(_check(check, config, as_json=as_json))
+        raise typer.Exit(_check(check, config, levels=_levels(levels), page=page, as_json=as_json))
+    for flag, value in (("--level", levels), ("--report", page)):
+        if value:
+            raise typer.BadParameter(f"{flag} belongs to --check NAME", param_hint=flag)
     from rich.console import Console
 
     from drivetrain_plugins.report import backends_report
@@ -71,16 +86,30 @@ def _ops(state: BackendState, config: Config) -> list[OpRow] | str:
         return str(error)
 
 
-def _check(name: str, config: Config, *, as_json: bool) -> int:
+def _levels(names: list[str] | None) -> tuple[Level, ...]:
+    """The levels asked for, in their order; all of them if none was named."""
+    from drivetrain_plugins.conformance.check import LEVELS
+
+    unknown = sorted(set(names or ()) - set(LEVELS))
+    if unknown:
+        known = ", ".join(LEVELS)
+        raise typer.BadParameter(f"got {', '.join(unknown)}, expected some of {known}", param_hint="--level")
+    return tuple(level for level in LEVELS if not names or level in names)
+
+
+def _check(name: str, config: Config, *, levels: tuple[Level, ...], page: Path | None, as_json: bool) -> int:
     """Run the conformance suite on the backend `name`; returns the exit status."""
     from rich.console import Console
     from rich.markup import escape
 
+    from drivetrain_plugins.conformance.page import as_markdown
     from drivetrain_plugins.selection import choose_backend
     from drivetrain_server.conformance_child import check_backend
 
-    spec = choose_backend(name, blocked=config.engine.blocked_backends).spec
-    assert spec is not None, "a chosen backend has a spec"
+    if page is not None and not page.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {page.parent}", param_hint="--report")
+    state = choose_backend(name, blocked=config.engine.blocked_backends)
+    assert state.spec is not None, "a chosen backend has a spec"
     console = Console(stderr=as_json)
 
     def show(result: CheckResult) -> None:
@@ -88,16 +117,35 @@ def _check(name: str, config: Config, *, as_json: bool) -> int:
         reason = f" [dim]{escape(result.reason)}[/dim]" if result.reason else ""
         console.print(f"[{color}]{result.outcome}[/{color}] {result.name}{reason}", highlight=False)
 
-    report = check_backend(spec, config.engine.options_of(name), show)
+    options = config.engine.options_of(name)
+    report = check_backend(state.spec, options, show, levels=levels, origin=state.origin)
     if as_json:
         typer.echo(report.to_json())
-    verdict = "keeps the contract" if report.passed else "does not keep the contract"
-    counts = ", ".join(
-        f"{sum(result.outcome == outcome for result in report.results)} {outcome}"
-        for outcome in ("passed", "failed", "skipped")
+    _show_levels(console, report)
+    console.print(
+        f"{escape(name)} on {escape(report.device or 'a device that did not open')} {report.verdict}; "
+        f"contract version {report.contract_version}, seed {report.seed}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"{escape(name)} on {escape(report.device)} {verdict}: {counts}; seed {report.seed}", highlight=False)
+    if page is not None:
+        page.write_text(as_markdown(report), encoding="utf-8")
+        console.print(f"the report is in {escape(str(page))}", highlight=False, soft_wrap=True)
     return 0 if report.passed else 1
+
+
+def _show_levels(console: Console, report: ConformanceReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    colors = {"kept": "green", "broken": "red", "not proved": "yellow"}
+    table = Table("level", "verdict", "passed", "failed", "skipped", "claimed by", box=None, pad_edge=False)
+    for level in report.levels:
+        color = colors.get(level.verdict, "dim")
+        counts = (str(level.passed), str(level.failed), str(level.skipped))
+        table.add_row(level.level, f"[{color}]{level.verdict}[/{color}]", *counts, escape(level.claim))
+    console.print()
+    console.print(table)
 
 
 def _show(console: Console, report: BackendsReport) -> None:
@@ -114,6 +162,7 @@ def _show(console: Console, report: BackendsReport) -> None:
         )
         if state.reason:
             about = "\n".join(filter(None, (about, escape(state.reason))))
+        about += "".join(f"\n[dim]it printed: {escape(line)}[/dim]" for line in state.output[-SHOWN_OUTPUT:])
         if state.next_step:
             about += f"\n[bold]next:[/bold] {escape(state.next_step)}"
         chosen = "[bold]*[/bold] " if state.name == report.selected and state.status == "ready" else "  "

@@ -3,95 +3,214 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drivetrain.errors import ConfigError
+from drivetrain_server.cli.address import ApiKey, Url
 
 if TYPE_CHECKING:
+    from drivetrain_server.bench.jobs import Job, Lengths
     from drivetrain_server.bench.report import LoadReport
     from drivetrain_server.bench.traffic import Load
     from drivetrain_server.http_client import Endpoint
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 
 def bench(
-    url: Annotated[str, typer.Option(help="Server to measure.")] = DEFAULT_URL,
+    url: Url = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Model to ask for; else the first that the server lists.")] = None,
-    num_requests: Annotated[int, typer.Option(min=1, help="Requests to send.")] = 32,
+    num_requests: Annotated[int, typer.Option("--num-requests", "-n", min=1, help="Requests of each run.")] = 32,
     concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, help="Requests under way at the same time; 8 by default, or any number with --rate."),
+        str | None,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            metavar="N[,N...]",
+            help="Requests at the same time, a run each; 8, or any with --rate.",
+        ),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Arrivals a second, at random distances.")] = None,
-    input_tokens: Annotated[int, typer.Option(min=1, help="Length of every prompt.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer; ends are ignored.")] = 64,
-    shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with.")] = 0,
+    rate: Annotated[
+        str | None, typer.Option("--rate", "-r", metavar="R[,R...]", help="Arrivals a second, a run for each.")
+    ] = None,
+    burstiness: Annotated[
+        float, typer.Option(min=0.01, max=1000, help="Of arrivals: 1 is Poisson, less is in bursts, more is even.")
+    ] = 1.0,
+    input_tokens: Annotated[str, typer.Option(metavar="N|LOW-HIGH", help="Length of every prompt.")] = "128",
+    output_tokens: Annotated[
+        str, typer.Option(metavar="N|LOW-HIGH", help="Length of every answer; ends are ignored.")
+    ] = "64",
+    shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that prompts begin with in common.")] = 0,
+    num_prefixes: Annotated[int, typer.Option(min=1, help="Different shared beginnings, in turn.")] = 1,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Prompts from a file: text lines, or .jsonl with `prompt` or `messages`, and `max_tokens`."),
+    ] = None,
     vocab_size: Annotated[int, typer.Option(min=101, help="Prompts are random token ids below it.")] = 10_000,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MS", help="ttft, tpot or latency; goodput counts requests that meet every goal."),
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before the clock starts.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of prompts and arrivals.")] = 0,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key for the server.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    api_key: ApiKey = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Add one JSON line a run to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run.")] = False,
 ) -> None:
-    """Measure the speed of a running server.
+    """Measure the speed of a running server, Drivetrain's or another's.
 
-    Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run.
+    Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run. Each run
+    of a sweep has prompts of its own, so that none finds the last one's in a prefix cache.
     """
     import asyncio
 
+    from drivetrain_server.bench.jobs import lengths
+    from drivetrain_server.bench.report import read_goals
     from drivetrain_server.bench.traffic import Load
     from drivetrain_server.http_client import Endpoint
 
-    if shared_prefix > input_tokens:
-        raise ConfigError(f"--shared-prefix: got {shared_prefix}, expected at most --input-tokens ({input_tokens})")
-    load = Load(
-        model=model or "",
+    work = Work(
         num_requests=num_requests,
-        concurrency=8 if concurrency is None and rate is None else concurrency,
-        rate=rate,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+        inputs=lengths(input_tokens, "--input-tokens"),
+        outputs=lengths(output_tokens, "--output-tokens"),
         shared_prefix=shared_prefix,
+        num_prefixes=num_prefixes,
+        dataset=dataset,
         vocab_size=vocab_size,
-        seed=seed,
-        temperature=temperature,
     )
-    load, report = asyncio.run(_measure(Endpoint(url=url, api_key=api_key), load, warmup, quiet=as_json))
-    if as_json:
-        typer.echo(json.dumps({"url": url, "load": asdict(load), **asdict(report)}))
-    else:
-        _show(url, load, report)
-    if report.failed:
+    if shared_prefix > work.inputs.low:
+        raise ConfigError(f"--shared-prefix: got {shared_prefix}, expected at most --input-tokens ({input_tokens})")
+    base = Load(model=model or "", burstiness=burstiness, temperature=temperature, seed=seed)
+    rates = _numbers(rate, "--rate") or [None]
+    at_once = [int(number) for number in _numbers(concurrency, "--concurrency")]
+    bounds = at_once or [None if rates != [None] else 8]
+    loads = [replace(base, rate=one, concurrency=bound) for one in rates for bound in bounds]
+    endpoint = Endpoint(url=url, api_key=api_key)
+    goals = read_goals(goal or [])
+    failed = asyncio.run(_run(endpoint, loads, work, goals, Shown(as_json=as_json, output=output, warmup=warmup)))
+    if failed:
         raise typer.Exit(1)
 
 
-async def _measure(endpoint: Endpoint, load: Load, warmup: int, *, quiet: bool) -> tuple[Load, LoadReport]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is asked in each run."""
+
+    num_requests: int
+    inputs: Lengths
+    outputs: Lengths
+    shared_prefix: int
+    num_prefixes: int
+    dataset: Path | None
+    vocab_size: int
+
+    def jobs(self, count: int, seed: str) -> list[Job]:
+        """The jobs of one run."""
+        from drivetrain_server.bench.jobs import file_jobs, random_jobs
+
+        if self.dataset is not None:
+            return file_jobs(self.dataset, count, outputs=self.outputs, seed=seed)
+        return random_jobs(
+            count,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            shared_prefix=self.shared_prefix,
+            num_prefixes=self.num_prefixes,
+            vocab_size=self.vocab_size,
+            seed=seed,
+        )
+
+    def told(self) -> dict[str, object]:
+        """As JSON has it."""
+        return {
+            "num_requests": self.num_requests,
+            "input_tokens": _number(self.inputs),
+            "output_tokens": _number(self.outputs),
+            "shared_prefix": self.shared_prefix,
+            "num_prefixes": self.num_prefixes,
+            "dataset": str(self.dataset) if self.dataset else None,
+            "vocab_size": self.vocab_size,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """How results are given."""
+
+    as_json: bool
+    output: Path | None
+    warmup: int
+
+
+async def _run(endpoint: Endpoint, loads: list[Load], work: Work, goals: Mapping[str, float], shown: Shown) -> int:
+    """Every run of the sweep; returns how many requests failed."""
+    from drivetrain_server.bench.traffic import drive
+    from drivetrain_server.http_client import served_model
+
+    model = loads[0].model or await served_model(endpoint)
+    if shown.warmup:
+        await drive(
+            endpoint,
+            replace(loads[0], model=model, rate=None, concurrency=8),
+            work.jobs(shown.warmup, f"{loads[0].seed}/warm-up"),
+        )
+    failed = 0
+    for number, load in enumerate(loads):
+        load = replace(load, model=model)
+        report = await _measure(endpoint, load, work.jobs(work.num_requests, f"{load.seed}/{number}"), goals, shown)
+        failed += report.failed
+        line = json.dumps({"url": endpoint.url, "load": asdict(load) | work.told(), **asdict(report)})
+        if shown.output is not None:
+            with shown.output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        if shown.as_json:
+            typer.echo(line)
+        else:
+            _show(endpoint.url, load, work, report)
+    return failed
+
+
+async def _measure(
+    endpoint: Endpoint, load: Load, jobs: list[Job], goals: Mapping[str, float], shown: Shown
+) -> LoadReport:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from drivetrain_server.bench.report import summarize
     from drivetrain_server.bench.traffic import drive
-    from drivetrain_server.http_client import served_model
 
-    if not load.model:
-        load = replace(load, model=await served_model(endpoint))
-    if warmup:
-        await drive(endpoint, replace(load, num_requests=warmup, concurrency=8, rate=None, seed=load.seed + 1))
     console = Console(stderr=True)
+    quiet = shown.as_json or not console.is_terminal
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        bar = progress.add_task("requests", total=load.num_requests)
-        samples = await drive(endpoint, load, on_done=lambda _: progress.advance(bar))
-    return load, summarize(samples)
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        bar = progress.add_task("requests", total=len(jobs))
+        samples = await drive(endpoint, load, jobs, on_done=lambda _: progress.advance(bar))
+    return summarize(samples, goals)
 
 
-def _show(url: str, load: Load, report: LoadReport) -> None:
+def _numbers(text: str | None, flag: str) -> list[float]:
+    """A list such as `1,4,16`."""
+    if text is None:
+        return []
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0.0]
+    whole = flag == "--concurrency"
+    if not all(0 < number < 1e6 and (number == int(number) or not whole) for number in numbers):
+        raise ConfigError(f'{flag}: got "{text}", expected {"whole " if whole else ""}numbers such as 4 or 1,4,16')
+    return numbers
+
+
+def _number(lengths: Lengths) -> int | str:
+    return lengths.low if lengths.low == lengths.high else str(lengths)
+
+
+def _show(url: str, load: Load, work: Work, report: LoadReport) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -99,16 +218,23 @@ def _show(url: str, load: Load, report: LoadReport) -> None:
     console = Console()
     arrival = [f"{load.rate:g} arrivals/s"] if load.rate else []
     bound = [f"at most {load.concurrency} at once"] if load.concurrency else []
+    asked = f"prompts of {work.dataset}" if work.dataset else f"{work.inputs} + {work.outputs} tokens"
     console.print(
-        f"[bold]{escape(load.model)}[/bold] at {url}: {load.num_requests} requests of {load.input_tokens} + "
-        f"{load.output_tokens} tokens, {', '.join(arrival + bound)}",
+        f"[bold]{escape(load.model)}[/bold] at {url}: {work.num_requests} requests of {escape(asked)}, "
+        f"{', '.join(arrival + bound)}",
         highlight=False,
     )
     console.print(
         f"{report.output_tokens_per_s:,.1f} output tok/s, {report.total_tokens_per_s:,.1f} total tok/s, "
         f"{report.requests_per_s:,.2f} requests/s over {report.duration_s:,.2f} s"
     )
-    table = Table("milliseconds", *(("mean", "p50", "p90", "p99", "max")))
+    if report.good_requests_per_s is not None:
+        wanted = ", ".join(f"{name} <= {limit:g} ms" for name, limit in report.goals.items())
+        console.print(
+            f"goodput {report.good_requests_per_s:,.2f} requests/s: {report.good_share:.1%} met {wanted}",
+            highlight=False,
+        )
+    table = Table("milliseconds", *("mean", "p50", "p90", "p95", "p99", "max"))
     rows = (
         ("time to first token", report.ttft_ms),
         ("between events", report.itl_ms),

@@ -1,4 +1,4 @@
-"""`drivetrain ls` and `drivetrain pull`: models on this machine, and the one that a command means."""
+"""`drivetrain ls` and `drivetrain rm`: models on this machine, and the one that a command means."""
 
 from __future__ import annotations
 
@@ -39,15 +39,27 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     Console().print(table)
 
 
-def pull(
-    name: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+def rm(
+    names: Annotated[list[str], typer.Argument(help="Models to remove, as `ls` names them.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of what was removed.")] = False,
 ) -> None:
-    """Get a model, if it is not on this machine yet."""
-    from drivetrain.model_store import resolve_model
+    """Remove models from the local store."""
+    from drivetrain.config import format_size
+    from drivetrain.model_store import local_model, remove_local_model
 
-    path = resolve_model(name, progress=_tell)
-    typer.echo(json.dumps({"name": name, "path": str(path)}) if as_json else str(path))
+    models = [local_model(name) for name in dict.fromkeys(names)]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("rm: nobody can be asked here; give --yes to remove without asking")
+        total = format_size(sum(model.num_bytes for model in models))
+        typer.confirm(f"remove {', '.join(model.name for model in models)} ({total})?", abort=True, err=True)
+    for model in models:
+        remove_local_model(model)
+    if as_json:
+        typer.echo(json.dumps([{"name": model.name, "num_bytes": model.num_bytes} for model in models]))
+    else:
+        typer.echo("".join(f"removed {model.name}, {format_size(model.num_bytes)}\n" for model in models), nl=False)
 
 
 def with_model(config: Config) -> Config:
@@ -64,11 +76,12 @@ def with_model(config: Config) -> Config:
         if len(names) != 1:
             choice = f"one of {', '.join(names)}" if names else f"for example {QUICK_START_MODEL}, which is small"
             raise ConfigError(f"model: none is named; name a folder, a .gguf file or a model, {choice}")
-        _tell(f"using {names[0]}, the only model on this machine")
+        tell(f"using {names[0]}, the only model on this machine")
         config = replace(config, engine=replace(config.engine, model=names[0]))
-    resolve_model(config.engine.model, progress=_tell)
+    resolve_model(config.engine.model, progress=tell)
     return config
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say on stderr what is being done."""
     print(f"drivetrain: {text}", file=sys.stderr, flush=True)

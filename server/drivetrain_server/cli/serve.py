@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+import tempfile
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivetrain.config import Config, EngineConfig, ServerConfig
@@ -22,9 +25,13 @@ def serve(config: Config) -> None:
     """Serve a model over HTTP, OpenAI-style."""
     from drivetrain_server.cli.engine import frontend_factory, new_engine
     from drivetrain_server.cli.models import with_model
+    from drivetrain_server.logs import set_up_logs
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    set_up_logs(config.server.log_format)
     config = with_model(config)
+    if config.server.api_processes > 1:
+        _run_fleet(config)
+        return
     engine = new_engine(config)
     engine.launch()
     try:
@@ -34,27 +41,54 @@ def serve(config: Config) -> None:
 
 
 def _run(config: Config, engine: EngineClient, frontend_factory: FrontendFactory) -> None:
-    # Imported while the engine loads.
-    from drivetrain_server.serve import serve as run_server
+    with _phases_shown(engine):
+        # Imported while the engine loads.
+        from drivetrain_server.serve import serve as run_server
 
-    ended = threading.Event()
-    shown = threading.Thread(target=_show_phases, args=(engine, ended), name="phases", daemon=True)
-    shown.start()
-    try:
         run_server(
             config.engine,
             config.server,
             engine_factory=lambda _: engine,
             frontend_factory=frontend_factory,
-            announce=lambda text: print(text, file=sys.stderr, flush=True),
+            announce=_announce,
         )
+
+
+def _run_fleet(config: Config) -> None:
+    from drivetrain.process.client import ProcessEngine
+
+    with tempfile.TemporaryDirectory(prefix="drivetrain-") as folder:
+        path = str(Path(folder) / "engine.sock")
+        engine = ProcessEngine(config.engine, socket_path=path)
+        engine.launch()
+        try:
+            with _phases_shown(engine):
+                from drivetrain_server.fleet.serve import serve_fleet
+
+                serve_fleet(engine, path, config.engine, config.server, announce=_announce)
+        finally:
+            engine.abandon()
+
+
+def _announce(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _phases_shown(engine: EngineClient) -> Generator[None, None, None]:
+    """Show the start of the engine in a thread of its own, so that bars never wait."""
+    ended = threading.Event()
+    shown = threading.Thread(target=_show_phases, args=(engine, ended), name="phases", daemon=True)
+    shown.start()
+    try:
+        yield
     finally:
         ended.set()
         shown.join()
 
 
 def _show_phases(engine: EngineClient, ended: threading.Event) -> None:
-    """Show start-up until the engine is ready or the server ends. A thread of its own, so that bars never wait."""
+    """Show start-up until the engine is ready or the server ends."""
     from drivetrain_server.cli.phases import phase_reporter
 
     with phase_reporter() as reporter:

@@ -6,24 +6,25 @@ from drivetrain.frontend import Frontend
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.completions import CompletionShape
 from drivetrain_server.body import JsonObject
+from drivetrain_server.exchange import Exchange
 from drivetrain_server.routes.generate import GenerateRoute, Plan
 from drivetrain_server.wire.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from drivetrain_server.wire.sampling import SamplingFields, sampling_params
+from drivetrain_server.wire.sampling import sampling_params
 from drivetrain_server.wire.unservable import COMPLETIONS
 from drivetrain_server.wire.validation import parse
 
 
-class CompletionsRoute(GenerateRoute):
+class CompletionsRoute(GenerateRoute[CompletionRequest]):
     """Goes on with text or tokens."""
 
     unservable = COMPLETIONS
     id_prefix = "cmpl-"
+    operation = "text_completion"
 
     def parse(self, body: JsonObject) -> CompletionRequest:
         return parse(CompletionRequest, body)
 
-    async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
-        assert isinstance(fields, CompletionRequest)
+    async def plan(self, frontend: Frontend, fields: CompletionRequest, envelope: Envelope, exchange: Exchange) -> Plan:
         best, generated = fields.choices
         echo = bool(fields.echo)
         prompt_logprobs = fields.prompt_logprobs

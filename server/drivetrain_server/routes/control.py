@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from drivetrain.errors import DrivetrainError
 from drivetrain.messages import EngineStats, Phase
 from drivetrain.version import __version__
-from drivetrain_server.errors import HttpError, http_error, internal_error
+from drivetrain_server.errors import HttpError, error_body, http_error, internal_error
 from drivetrain_server.lifecycle import State
 from drivetrain_server.pages import add_pages
 from drivetrain_server.service import Service
+from drivetrain_server.telemetry import render
 
 PHASE_PERIOD_S = 0.2
 STATS_TIMEOUT_S = 2.0
@@ -57,16 +58,16 @@ def control_app(service: Service) -> FastAPI:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(_unrouted(request, error))
+        return error_response(request, _unrouted(request, error))
 
     async def wrong(request: Request, error: Exception) -> Response:
         if isinstance(error, HttpError):
-            return error_response(error)
+            return error_response(request, error)
         assert isinstance(error, DrivetrainError)
-        return error_response(http_error(error))
+        return error_response(request, http_error(error))
 
     async def broken(request: Request, error: Exception) -> Response:
-        return error_response(internal_error(str(request.scope["request_id"])))
+        return error_response(request, internal_error(str(request.scope["request_id"])))
 
     app.add_exception_handler(Exception, broken)
     app.add_exception_handler(HTTPException, refused)
@@ -75,10 +76,10 @@ def control_app(service: Service) -> FastAPI:
     return app
 
 
-def error_response(error: HttpError) -> Response:
+def error_response(request: Request, error: HttpError) -> Response:
     """An error as Starlette sends it."""
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, headers, media_type="application/json")
+    return Response(error_body(request.url.path, error), error.status, headers, media_type="application/json")
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -128,9 +129,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
         `text/event-stream`: one for each change, until the server is ready or has failed."""
         if "text/event-stream" in request.headers.get("accept", ""):
             return StreamingResponse(_phase_events(service), media_type="text/event-stream")
-        state = lifecycle.state
+        state = service.state
         headers = {} if state == "ready" else {"retry-after": "2" if state == "starting" else "10"}
-        return _json(_readiness(service), 200 if state == "ready" else 503, headers)
+        return _json(await _readiness(service), 200 if state == "ready" else 503, headers)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -141,17 +142,18 @@ def _add_state(app: FastAPI, service: Service) -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STATS_TIMEOUT_S):
                     stats = await engine.stats()
-        text = service.telemetry.render(ready=lifecycle.state == "ready", info=engine.info, stats=stats)
+        text = render(await service.peers.readings(), ready=service.state == "ready", info=engine.info, stats=stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _readiness(service: Service) -> dict[str, object]:
+async def _readiness(service: Service) -> dict[str, object]:
     lifecycle = service.lifecycle
+    readings = await service.peers.readings()
     reason = lifecycle.failure or lifecycle.engine.failure
     answer: dict[str, object] = {
-        "status": lifecycle.state,
+        "status": service.state,
         "phases": [_phase(phase) for phase in lifecycle.engine.phases],
-        "open_requests": lifecycle.num_open,
+        "open_requests": sum(reading.open_requests for reading in readings),
     }
     return answer if reason is None else answer | {"reason": reason}
 
@@ -171,8 +173,8 @@ async def _phase_events(service: Service) -> AsyncIterator[bytes]:
     ends: tuple[State, ...] = ("ready", "failed")
     last = None
     while True:
-        state = service.lifecycle.state
-        now = orjson.dumps(_readiness(service))
+        state = service.state
+        now = orjson.dumps(await _readiness(service))
         if now != last:
             yield b"event: %b\ndata: %b\n\n" % (state.encode(), now)
             last = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import orjson
 
@@ -21,7 +22,7 @@ from drivetrain_server.wire.validation import parse
 class EmbeddingsRoute:
     """Embeddings of texts or tokens. A route with another wire format overrides `parse` and `render`."""
 
-    unservable: Mapping[str, Unservable] = EMBEDDINGS
+    unservable: ClassVar[Mapping[str, Unservable]] = EMBEDDINGS
 
     def __init__(self, service: Service) -> None:
         self.service = service

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
+from drivetrain.errors import RequestError
 from drivetrain.frontend import Frontend
+from drivetrain.grammar import Grammar
+from drivetrain.messages import EngineInfo
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
 from drivetrain_server.body import JsonObject, read_json
-from drivetrain_server.exchange import Exchange
+from drivetrain_server.errors import HttpError, http_error
+from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import Generation
 from drivetrain_server.service import Service, fingerprint, ignored_fields
-from drivetrain_server.wire.sampling import SamplingFields
+from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
-from drivetrain_server.wire.validation import refuse
+from drivetrain_server.wire.validation import refuse, renamed
 
 MAX_CHOICES = 4096
 MAX_TOTAL_TOKENS = 2**24
@@ -42,11 +45,58 @@ class Plan:
     shown: frozenset[int] = frozenset()
 
 
-class GenerateRoute(ABC):
+class Asked(Protocol):
+    """What every body that asks for tokens tells, whichever API it belongs to."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the fields that nobody knows."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model that is meant."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+        ...
+
+    @property
+    def stream_usage(self) -> tuple[bool, bool]:
+        """(a last event with usage, usage in every event)."""
+        ...
+
+    @property
+    def request_id(self) -> str | None:
+        """The client's own name for the request."""
+        ...
+
+    @property
+    def priority(self) -> int | None:
+        """Lower runs first."""
+        ...
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Prefixes are shared only within one salt."""
+        ...
+
+
+Fields = TypeVar("Fields", bound=Asked)
+
+
+class GenerateRoute(ABC, Generic[Fields]):
     """A raw ASGI endpoint: nothing but our own code stands between the engine's tokens and the connection."""
 
     unservable: ClassVar[dict[str, Unservable]]
     id_prefix: ClassVar[str]
+    operation: ClassVar[str] = "chat"
+    """What is done, in the words of OpenTelemetry."""
+    stream_format: ClassVar[StreamFormat] = EVENT_STREAM
+    names: ClassVar[Mapping[str, str]] = {}
+    """Names of our fields to those of the API that this route speaks, for errors."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -58,13 +108,25 @@ class GenerateRoute(ABC):
             HttpError, DrivetrainError: what is wrong; the caller answers with it.
             ClientGone, SlowReader: nobody reads the answer.
         """
+        try:
+            await self._answer(exchange)
+        except RequestError as error:
+            raise renamed(http_error(error), self.names) from error
+        except HttpError as error:
+            raise renamed(error, self.names) from error
+
+    async def _answer(self, exchange: Exchange) -> None:
         service = self.service
         frontend = service.lifecycle.frontend()
         body = await read_json(exchange, service.config.max_body_bytes)
         refuse_unservable(body, self.unservable)
         fields = self.parse(body)
         info = frontend.info
-        service.check_model(fields.model, info)
+        service.check_model(self.model_name(fields, info), info)
+        exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
+        if (ready := self.ready_answer(fields)) is not None:
+            await exchange.answer(ready)
+            return
         usage_event, usage_always = fields.stream_usage
         envelope = Envelope(
             id=f"{self.id_prefix}{fields.request_id or exchange.request_id}",
@@ -72,16 +134,12 @@ class GenerateRoute(ABC):
             model=info.model,
             fingerprint=fingerprint(info),
         )
-        exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
-        tenant = exchange.tenant
-        service.keys.enter(tenant)
-        async with AsyncExitStack() as stack:
-            stack.callback(service.keys.leave, tenant)
-            stack.enter_context(service.lifecycle.serving(exchange))
-            await stack.enter_async_context(exchange.attended())
-            if fields.streams:
-                stack.enter_context(service.pulse.watching(exchange))
-            plan = await self.plan(frontend, fields, envelope)
+        exchange.stream_format, exchange.error_event = self.stream_format, self.error_event
+        async with service.serving(exchange, streams=fields.streams):
+            plan = await self.plan(frontend, fields, envelope, exchange)
+            if plan.params.grammar is not None:
+                await self._check(frontend, plan.params.grammar, fields)
+            exchange.runs = plan.prompts
             generation = self._generation(exchange, frontend, fields, plan, envelope.id)
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
@@ -89,15 +147,40 @@ class GenerateRoute(ABC):
                 await generation.whole(exchange, plan.shape, best=plan.best)
 
     @abstractmethod
-    def parse(self, body: JsonObject) -> SamplingFields:
+    def parse(self, body: JsonObject) -> Fields:
         """The body as wire fields."""
 
     @abstractmethod
-    async def plan(self, frontend: Frontend, fields: SamplingFields, envelope: Envelope) -> Plan:
+    async def plan(self, frontend: Frontend, fields: Fields, envelope: Envelope, exchange: Exchange) -> Plan:
         """Prompts, parameters and the shape of the answer."""
 
+    def model_name(self, fields: Fields, info: EngineInfo) -> str:
+        """The model that is meant, as the engine calls it."""
+        return fields.model
+
+    def ready_answer(self, fields: Fields) -> bytes | None:
+        """The whole answer to a request that asks for no tokens; None for all others."""
+        return None
+
+    def error_event(self, error: HttpError) -> bytes:
+        """How a stream that has begun tells of an error."""
+        return error_event(error)
+
+    def grammar_field(self, fields: Fields) -> str:
+        """The field that demanded the form of the answer, for messages."""
+        if not isinstance(fields, GrammarFields):
+            return "response_format"
+        demanded = fields.demanded()
+        return "tools" if demanded is None else demanded[0]
+
+    async def _check(self, frontend: Frontend, grammar: Grammar, fields: Fields) -> None:
+        try:
+            await frontend.check_grammar(grammar)
+        except RequestError as error:
+            raise about(self.grammar_field(fields), error) from None
+
     def _generation(
-        self, exchange: Exchange, frontend: Frontend, fields: SamplingFields, plan: Plan, answer_id: str
+        self, exchange: Exchange, frontend: Frontend, fields: Asked, plan: Plan, answer_id: str
     ) -> Generation:
         choices = len(plan.prompts) * plan.params.n
         if choices > MAX_CHOICES:
@@ -129,7 +212,9 @@ class GenerateRoute(ABC):
             requests,
             plan.prompts,
             telemetry=self.service.telemetry,
+            pieces=self.service.pieces(frontend, skip_special=plan.params.skip_special_tokens),
             arrived=exchange.arrived,
+            operation=self.operation,
             empty=plan.empty,
             shown=plan.shown,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from drivetrain_server.body import read_json
+from drivetrain_server.conversation import chat_of
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.service import Service, ignored_fields
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
@@ -30,7 +31,7 @@ class TokenizeRoute:
                 fields.prompt, add_special_tokens=special is not False, allow_empty=True
             )
         else:
-            tokens = await frontend.encode_aside(fields.chat(), add_special_tokens=bool(special))
+            tokens = await frontend.encode_aside(chat_of(frontend, fields), add_special_tokens=bool(special))
         answer: dict[str, object] = {
             "tokens": tokens,
             "count": len(tokens),

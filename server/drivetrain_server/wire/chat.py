@@ -9,10 +9,12 @@ from pydantic import Field, JsonValue, WithJsonSchema
 
 from drivetrain.frontend import Chat, Json, Message
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
+from drivetrain_server.wire.tools import MAX_TOOLS, ToolChoice, ToolOffer, ToolUse, deeper_than, tool_use
 from drivetrain_server.wire.validation import WireModel, refuse, shown
 
 MAX_MESSAGES = 4096
 MAX_VARIABLE_DEPTH = 8
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 _TEXT_PART = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
@@ -26,7 +28,7 @@ _CONTENT_SCHEMA = {
 class FunctionCall(WireModel):
     """A function that the assistant called, with its arguments as JSON text."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str
 
 
@@ -58,6 +60,19 @@ class ChatFields(WireModel):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    tools: Annotated[list[ToolOffer], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """What the request wants of tools.
+
+        Raises:
+            HttpError: 400, with the field at fault.
+        """
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def chat(self) -> Chat:
         """The messages as the template takes them.
@@ -77,6 +92,7 @@ class ChatFields(WireModel):
             add_generation_prompt=prompted,
             continue_final_message=goes_on,
             variables=_variables(self.chat_template_kwargs or {}),
+            tools=self.tool_use.offers,
         )
 
 
@@ -87,6 +103,7 @@ class ChatRequest(SamplingFields, ChatFields):
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include_reasoning: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -125,7 +142,7 @@ def _content(message: ChatMessage, place: str) -> Json:
         return content
     if content is None:
         if message.role == "assistant" and (message.tool_calls or message.refusal is not None):
-            return message.refusal or ""
+            return message.refusal
         raise refuse(f"{place}.content", "expected a string or a list of text parts; got null")
     if not isinstance(content, list) or not content:
         raise refuse(f"{place}.content", f"expected a string or a list of text parts; got {shown(content)}")
@@ -152,13 +169,6 @@ def _tool_call(call: ToolCall) -> Json:
 
 def _variables(named: Mapping[str, JsonValue]) -> dict[str, Json]:
     for name, value in named.items():
-        if _deeper_than(value, MAX_VARIABLE_DEPTH):
+        if deeper_than(value, MAX_VARIABLE_DEPTH):
             raise refuse(f"chat_template_kwargs.{name[:60]}", f"it is nested deeper than {MAX_VARIABLE_DEPTH} levels")
     return cast("dict[str, Json]", dict(named))
-
-
-def _deeper_than(value: JsonValue, depth: int) -> bool:
-    if not isinstance(value, (list, dict)):
-        return False
-    parts = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_deeper_than(part, depth - 1) for part in parts)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from drivetrain.errors import RequestError
 from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
+from drivetrain_server.wire.structured import GrammarFields
 from drivetrain_server.wire.validation import WireModel, refuse
 
 INT32_MAX = 2**31 - 1
@@ -42,7 +43,7 @@ class StreamOptions(WireModel):
     continuous_usage_stats: bool | None = None
 
 
-class SamplingFields(WireModel):
+class SamplingFields(GrammarFields):
     """Fields of completions and chat completions alike."""
 
     model: str = Field(description="A name that `/v1/models` lists.")
@@ -110,6 +111,11 @@ def sampling_params(
     for name in _SEQUENCES:
         value = cast("list[object] | None", getattr(fields, name))
         chosen[name] = None if value is None else tuple(value)
+    demanded = fields.demanded()
+    if demanded is not None:
+        if asked.get("grammar") is not None:
+            raise refuse(demanded[0], "the tools demand a form of the answer already; send one of them")
+        chosen["grammar"] = demanded[1]
     values = dict(defaults) | {name: value for name, value in chosen.items() if value is not None}
     return SamplingParams(**values)  # pyright: ignore[reportArgumentType]
 

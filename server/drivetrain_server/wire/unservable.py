@@ -19,23 +19,14 @@ class Unservable:
     harmless: tuple[object, ...] = ()
 
 
-_GRAMMAR = "structured output is not served yet; leave it out and check the answer yourself"
-_TOOLS = "tool calls are not served yet; leave it out"
 _AUDIO = "only text is served; leave it out"
 _HINT = "this server does nothing with it; leave it out"
 _SEARCH = "beam search is not served; use n or best_of"
 
 COMMON: dict[str, Unservable] = {
-    "response_format": Unservable(reason=_GRAMMAR, harmless=({"type": "text"},)),
-    "structured_outputs": Unservable(reason=_GRAMMAR),
-    "guided_json": Unservable(reason=_GRAMMAR),
-    "guided_regex": Unservable(reason=_GRAMMAR),
-    "guided_choice": Unservable(reason=_GRAMMAR),
-    "guided_grammar": Unservable(reason=_GRAMMAR),
-    "guided_json_object": Unservable(reason=_GRAMMAR, harmless=(False,)),
-    "guided_decoding_backend": Unservable(reason=_GRAMMAR),
-    "guided_whitespace_pattern": Unservable(reason=_GRAMMAR),
-    "structural_tag": Unservable(reason=_GRAMMAR),
+    "guided_decoding_backend": Unservable(reason="there is one for all grammars; leave it out", harmless=("auto",)),
+    "guided_whitespace_pattern": Unservable(reason="JSON is laid out freely; write a regex instead"),
+    "structural_tag": Unservable(reason="send it in response_format or structured_outputs"),
     "use_beam_search": Unservable(reason=_SEARCH, harmless=(False,)),
     "length_penalty": Unservable(reason=_SEARCH, harmless=(1, 1.0)),
     "early_stopping": Unservable(reason=_SEARCH, harmless=(False,)),
@@ -64,19 +55,16 @@ EMBEDDINGS: dict[str, Unservable] = {
 }
 
 CHAT: dict[str, Unservable] = COMMON | {
-    "tools": Unservable(reason=_TOOLS, harmless=([],)),
-    "tool_choice": Unservable(reason=_TOOLS, harmless=("none", "auto")),
-    "parallel_tool_calls": Unservable(reason=_TOOLS, harmless=(True, False)),
-    "functions": Unservable(reason=_TOOLS, harmless=([],)),
-    "function_call": Unservable(reason=_TOOLS, harmless=("none", "auto")),
+    "functions": Unservable(reason="use tools instead", harmless=([],)),
+    "function_call": Unservable(reason="use tool_choice instead", harmless=("none", "auto")),
     "audio": Unservable(reason=_AUDIO),
     "modalities": Unservable(reason=_AUDIO, harmless=(["text"],)),
     "prediction": Unservable(reason="predicted outputs are not served; leave it out"),
     "web_search_options": Unservable(reason="this server does not search the web; leave it out"),
-    "reasoning_effort": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
-    "reasoning": Unservable(reason="the effort of reasoning cannot be set for this model; leave it out"),
-    "thinking": Unservable(reason="use chat_template_kwargs with the variable of this model's template"),
-    "include_reasoning": Unservable(reason="reasoning is not separated yet; leave it out", harmless=(True,)),
+    "reasoning": Unservable(reason="use reasoning_effort instead"),
+    "thinking": Unservable(
+        reason="use reasoning_effort, or chat_template_kwargs with the variable of this model's template"
+    ),
     "verbosity": Unservable(reason=_HINT),
     "service_tier": Unservable(reason="there is one tier", harmless=("auto", "default")),
     "safety_identifier": Unservable(reason=_HINT),
@@ -88,6 +76,34 @@ CHAT: dict[str, Unservable] = COMMON | {
     "mm_processor_kwargs": Unservable(reason=_AUDIO),
     "echo": Unservable(reason="use the completions route for echo", harmless=(False,)),
     "best_of": Unservable(reason="use n, or best_of on the completions route", harmless=(1,)),
+}
+
+
+MESSAGES: dict[str, Unservable] = {
+    "container": Unservable(reason="this server runs no code"),
+    "mcp_servers": Unservable(reason="this server calls no other servers", harmless=([],)),
+    "context_management": Unservable(reason="the conversation is taken as it is; edit it before sending"),
+    "inference_geo": Unservable(reason=_HINT),
+    "service_tier": Unservable(reason="there is one tier", harmless=("auto", "standard_only")),
+}
+
+
+OLLAMA: dict[str, Unservable] = {
+    "images": Unservable(reason=_AUDIO, harmless=([],)),
+    "suffix": Unservable(reason="this model cannot fill in text before a suffix; leave it out", harmless=("",)),
+    "template": Unservable(reason="templates in requests are never run", harmless=("",)),
+    "context": Unservable(reason="send the conversation to /api/chat instead", harmless=([],)),
+}
+
+_PENALTY = "repetition, presence and frequency penalties are served in its place"
+OLLAMA_OPTIONS: dict[str, Unservable] = {
+    "options.mirostat": Unservable(reason=_PENALTY, harmless=(0,)),
+    "options.mirostat_eta": Unservable(reason="mirostat is not served; leave it out"),
+    "options.mirostat_tau": Unservable(reason="mirostat is not served; leave it out"),
+    "options.typical_p": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
+    "options.tfs_z": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
+    "options.penalize_newline": Unservable(reason="newlines are tokens like others", harmless=(True,)),
+    "options.repeat_last_n": Unservable(reason="penalties count the whole text; send -1", harmless=(-1,)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar, cast
 
@@ -11,6 +12,7 @@ from drivetrain_server.errors import HttpError
 
 Model = TypeVar("Model", bound="WireModel")
 SHOWN_CHARS = 60
+ROOT_NAME = re.compile(r"[^.\[]+")
 
 
 class WireModel(BaseModel):
@@ -46,6 +48,34 @@ def parse(model: type[Model], body: Mapping[str, object]) -> Model:
 def refuse(param: str, message: str, *, code: str = "invalid_value") -> HttpError:
     """A 400 for one field."""
     return HttpError(400, f"{param}: {message}", param=param, code=code)
+
+
+def renamed(error: HttpError, names: Mapping[str, str]) -> HttpError:
+    """An error about a field that the client sent under another name.
+
+    Args:
+        names: names of ours, up to the first `.` or `[`, to the client's.
+    """
+    if error.param is None:
+        return error
+    root = ROOT_NAME.match(error.param)
+    own = None if root is None else names.get(root[0])
+    if root is None or own is None:
+        return error
+    param = own + error.param[root.end() :]
+    message = error.message
+    if message.startswith(error.param):
+        message = param + message[len(error.param) :]
+    return HttpError(
+        error.status,
+        message,
+        type=error.type,
+        param=param,
+        code=error.code,
+        retry_after_s=error.retry_after_s,
+        headers=error.extra_headers,
+        close=error.close,
+    )
 
 
 def spell(location: tuple[int | str, ...]) -> str:

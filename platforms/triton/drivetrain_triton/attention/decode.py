@@ -100,9 +100,6 @@ def decode_kernel(
 
     Source: Flash-Decoding (Dao et al. 2023) for the split; the merge is the log-sum-exp identity.
     """
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     CHUNKS: tl.constexpr = (GROUP + PACK - 1) // PACK
     kv_head = tl.program_id(0) // CHUNKS
@@ -119,6 +116,9 @@ def decode_kernel(
     own_parts = tl.load(entry_ptr + OWN_PARTS)
     all_parts = tl.load(entry_ptr + ALL_PARTS)
     if token < 0:
+        if PDL:
+            # No grid ends before the one that it depends on: the next waits for this one alone.
+            tl.extra.cuda.gdc_wait()
         return
 
     m_M = tl.arange(0, BLOCK_M)
@@ -134,11 +134,15 @@ def decode_kernel(
     first_page = page_of(row_table_ptr, first, end, BLOCK_N, PAGE)
     NORM_Q: tl.constexpr = FUSED and NORM
     ROTARY_Q: tl.constexpr = ROTARY_DIM if FUSED else 0
+    cos_1K, sin_1K = load_angles(one + (length - 1), cos_ptr, sin_ptr, BLOCK_K, ROTARY_Q, INTERLEAVED)
+    if PDL:
+        # The plan and the page tables are older than the kernel before; its projections are what this waits for.
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     q_MK, q_pair_MK, q_weight_K, q_pair_weight_K = load_heads(
         q_ptr, token * token_stride + head_M * HEAD_DIM, in_group_M, q_norm_ptr, HEAD_DIM, BLOCK_K, NORM_Q, ROTARY_Q,
         INTERLEAVED,
     )  # fmt: skip
-    cos_1K, sin_1K = load_angles(one + (length - 1), cos_ptr, sin_ptr, BLOCK_K, ROTARY_Q, INTERLEAVED)
     if FUSED:
         new_offset = token * token_stride + kv_head * HEAD_DIM + one
         k_1K, k_pair_1K, k_weight_K, k_pair_weight_K = load_heads(

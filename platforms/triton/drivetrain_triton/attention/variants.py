@@ -41,7 +41,8 @@ def attention_variants(
                 inputs = meta_inputs(shape, limits.max_pages)
                 plan = attention.plan(inputs, shape, None, cache)
                 width = (mixer.num_heads + 2 * mixer.num_kv_heads) * mixer.head_dim
-                attention.attention(meta(shape.tokens, width, dtype=dtype), layer, cache, plan)
+                for _ in ("first layer", "later layers"):
+                    attention.attention(meta(shape.tokens, width, dtype=dtype), layer, cache, plan)
     return list({variant.key: variant for variant in variants}.values())
 
 

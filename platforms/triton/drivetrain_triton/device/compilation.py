@@ -1,6 +1,6 @@
 """Compiling a model's kernels in threads while its weights load.
 
-A third of the kernels are for requests that ask for something special: they are compiled when nobody waits, or by the
+Some kernels are for requests that ask for something special: they are compiled when nobody waits, or by the
 first step that needs them. In threads beside the first requests they would take Python's lock from the step loop.
 """
 
@@ -16,8 +16,8 @@ from drivetrain_triton.launch import Variant, compile_all
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
-SPECIAL_KERNELS = frozenset({"cascade_kernel", "bounds_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
-SPECIAL_CONSTANTS = ("SHARED", "FILTERED", "COUNTED")
+SPECIAL_KERNELS = frozenset({"cascade_kernel", "masks_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
+SPECIAL_CONSTANTS = ("SHARED", "COUNTED")
 _POLL_S = 0.02
 
 

@@ -25,7 +25,9 @@ from drivetrain_triton.launch import Variant
 
 
 class GpuDevice(Device):
-    """A GPU that torch calls "cuda". A subclass sets the parts; `_runtime` and `_allocator` are the contract's, with their own types.
+    """A GPU that torch calls "cuda".
+
+    A subclass sets the parts; `_runtime` and `_allocator` are the contract's, with their own types.
 
     Attributes:
         arch: the part, as kernels see it. signs: of the vendor's errors.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from typing import Protocol
 
@@ -191,7 +192,8 @@ class StreamRuntime(Runtime):
             except BaseException:
                 # Ends the recording; it fails too if the step broke it, and what broke it says more. torch may think
                 # that the pool is in use for ever after, so later recordings get a new one.
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that the recording is empty
                     graph.capture_end()
                 self._pool = None
                 raise

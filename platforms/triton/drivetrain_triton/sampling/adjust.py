@@ -1,6 +1,6 @@
-"""Biases and penalties, in place on the logits.
+"""Masks, biases and penalties, in place on the logits.
 
-K rows, V vocabulary, N biases, S slots, C slot columns.
+K rows, V vocabulary, N biases, S slots, C slot columns, M rows with a mask, W words of a mask.
 """
 
 # Relaxed: Triton's language is untyped; what it declares about itself holds for its compiler only.
@@ -24,6 +24,21 @@ _BIASES = 128
 _PRESENCE = tl.constexpr(PRESENCE)
 _FREQUENCY = tl.constexpr(FREQUENCY)
 _REPETITION = tl.constexpr(REPETITION)
+
+
+@triton.jit(do_not_specialize_on_alignment=["mask_rows_M"])
+def masks_kernel(logits_KV, mask_rows_M, masks_MW, W, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """A block of one row's logits a program; what is allowed is not touched."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    m = tl.program_id(0)
+    k = tl.load(mask_rows_M + m).to(tl.int64)
+    token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < V
+    word = tl.load(masks_MW + m.to(tl.int64) * W + token // 32, inside, other=0)
+    forbidden = ((word >> (token % 32)) & 1) == 0
+    tl.store(logits_KV + k * V + token, float("-inf"), inside & forbidden)
 
 
 @triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["biases_N4"])
@@ -67,6 +82,15 @@ def penalties_kernel(
         x = x - count.to(tl.float32) * frequency
         x = x - tl.where(count > 0, presence, 0.0)
         tl.store(logits_KV + k * V + token, x, mask)
+
+
+def apply_masks(logits_KV: torch.Tensor, inputs: StepInputs, arch: GpuArch) -> None:
+    """Set the logits of tokens that a row's mask does not allow to minus infinity, in place."""
+    mask_rows_M, masks_MW = inputs.mask_rows_M, inputs.masks_MW
+    assert mask_rows_M is not None and masks_MW is not None, "a step with masks brings them"
+    (rows, words), vocab_size = masks_MW.shape, logits_KV.shape[1]
+    args = (logits_KV, mask_rows_M, masks_MW, words, vocab_size)
+    launch(masks_kernel, (rows, triton.cdiv(vocab_size, _BLOCK)), *args, pdl=arch.pdl, BLOCK=_BLOCK)
 
 
 def apply_biases(logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, arch: GpuArch) -> None:

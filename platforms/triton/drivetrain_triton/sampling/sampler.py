@@ -13,7 +13,7 @@ import torch
 from drivetrain_plugins.contract.batch import SampleFeatures
 from drivetrain_plugins.contract.slots import SampledTokens, SlotState, StepInputs
 from drivetrain_triton.arch import GpuArch
-from drivetrain_triton.sampling.adjust import apply_biases, apply_penalties
+from drivetrain_triton.sampling.adjust import apply_biases, apply_masks, apply_penalties
 from drivetrain_triton.sampling.draw import DrawScratch, draw
 from drivetrain_triton.sampling.filters import bounds
 from drivetrain_triton.sampling.groups import GroupScratch
@@ -21,7 +21,7 @@ from drivetrain_triton.sampling.logprobs import token_logprobs
 
 
 class Sampler:
-    """Biases, penalties, temperature, filters, noise, as `contract.reference.sample`, with no table beside the logits.
+    """Masks, biases, penalties, temperature, filters, noise, as `reference.sample`, with no table beside the logits.
 
     A row that padding repeats is sampled again with the same result. Counts are added once a sample, as the reference
     does; core lets padding repeat only a row of the dummy slot when there are penalties.
@@ -38,11 +38,13 @@ class Sampler:
         """Choose a token a row, write it to the row's slot, and report log-probabilities where asked for.
 
         Args:
-            logits_KV: float32; biases and penalties overwrite it.
+            logits_KV: float32; masks, biases and penalties overwrite it.
         """
         logits_KV = logits_KV.contiguous()
-        adjusted = features.biases or features.penalties
+        adjusted = features.masks or features.biases or features.penalties
         raw_KV = logits_KV.clone() if features.logprobs >= 0 and adjusted else logits_KV
+        if features.masks:
+            apply_masks(logits_KV, inputs, self._arch)
         if features.biases:
             apply_biases(logits_KV, inputs, slots, self._arch)
         if features.penalties:

@@ -1,9 +1,9 @@
 """From logits to tokens.
 
-Order: biases, penalties, temperature, top-k, top-p, min-p, then the largest of logit plus Gumbel noise, which draws
-from the softmax. The noise is a hash of (seed, position, token): the same in any batch, on any device.
+Order: masks, biases, penalties, temperature, top-k, top-p, min-p, then the largest of logit plus Gumbel noise, which
+draws from the softmax. The noise is a hash of (seed, position, token): the same in any batch, on any device.
 
-K rows, V vocabulary, N biases, k reported tokens.
+K rows, V vocabulary, N biases, M rows with a mask, W words of a mask, k reported tokens.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def sample(logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, featur
     from drivetrain_plugins.contract.slots import SampledTokens
 
     raw_KV = logits_KV.clone() if features.logprobs >= 0 and _changes_logits(features) else logits_KV
+    if features.masks:
+        apply_masks(logits_KV, inputs)
     if features.biases:
         apply_biases(logits_KV, inputs.biases_N4, slots.last_token_S[inputs.sample_slot_K])
     if features.penalties:
@@ -67,7 +69,17 @@ def sample(logits_KV: torch.Tensor, inputs: StepInputs, slots: SlotState, featur
 
 
 def _changes_logits(features: SampleFeatures) -> bool:
-    return features.biases or features.penalties or features.random
+    return features.masks or features.biases or features.penalties or features.random
+
+
+def apply_masks(logits_KV: torch.Tensor, inputs: StepInputs) -> None:
+    """Set the logits of tokens that a row's mask does not allow to minus infinity, in place."""
+    mask_rows_M, masks_MW = inputs.mask_rows_M, inputs.masks_MW
+    assert mask_rows_M is not None and masks_MW is not None, "a step with masks brings them"
+    bit_B = torch.arange(32, dtype=torch.int32, device=masks_MW.device)
+    allowed_MV = ((masks_MW[:, :, None] >> bit_B) & 1).flatten(1)[:, : logits_KV.shape[1]]
+    row_M = mask_rows_M.long()
+    logits_KV[row_M] = logits_KV[row_M].masked_fill(allowed_MV == 0, _NEGATIVE_INFINITY)
 
 
 def apply_biases(logits_KV: torch.Tensor, biases_N4: torch.Tensor, last_K: torch.Tensor) -> None:

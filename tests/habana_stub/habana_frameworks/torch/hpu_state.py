@@ -6,4 +6,4 @@ hangs = False
 """Whether the card never comes to an end."""
 device_type = "synDeviceGaudi2"
 decomposes = False
-"""Whether graphs go through AOT autograd, as Habana's do: mutations become copies. It takes most of a compilation's time."""
+"""Whether graphs go through AOT autograd, as Habana's do: mutations become copies. Slow, so off."""

@@ -1,0 +1,154 @@
+"""Where readers put what they found: text without the white space around it, and calls in order."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Mapping
+
+from drivetrain.dialects.events import (
+    ContentDelta,
+    ReasoningDelta,
+    Spoken,
+    ToolCallArguments,
+    ToolCallBegin,
+    ToolCallEnd,
+)
+from drivetrain.dialects.forms import Tool
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+MAX_NAME_CHARS = 256
+
+
+def call_id() -> str:
+    """An id as OpenAI makes them."""
+    return "call_" + "".join(random.choices(_ALPHANUMERIC, k=24))
+
+
+def nine_letters() -> str:
+    """An id as templates of Mistral demand them."""
+    return "".join(random.choices(_ALPHANUMERIC, k=9))
+
+
+class Transcript:
+    """Events of one answer.
+
+    Args:
+        tools: what the request offers, by name.
+        make_id: for calls to which the model gave none.
+        max_calls: calls that are told; later ones are dropped.
+    """
+
+    def __init__(self, tools: Mapping[str, Tool], make_id: Callable[[], str] = call_id, max_calls: int = 1 << 20):
+        self.tools = tools
+        self.said_content = False
+        self.num_calls = 0
+        self._make_id = make_id
+        self._max_calls = max_calls
+        self._events: list[Spoken] = []
+        self._kind: type[Spoken] | None = None
+        self._texts: list[str] = []
+        """Texts of the event of `_kind` that is not made yet."""
+        self._content = _Trimmed()
+        self._reasoning = _Trimmed()
+        self._reasoning.cut()
+
+    def events(self) -> list[Spoken]:
+        """What was found since this was asked last."""
+        self._flush()
+        events, self._events = self._events, []
+        return events
+
+    def reason(self, text: str) -> None:
+        """More text of the reasoning."""
+        if text := self._reasoning.add(text):
+            self._add(ReasoningDelta, text)
+
+    def reasoned(self) -> None:
+        """The reasoning ended: white space before the content is dropped, and what more there is follows on a line."""
+        self._reasoning.cut()
+        self._content.cut()
+
+    def say(self, text: str) -> None:
+        """More text of the content."""
+        if text := self._content.add(text):
+            self.said_content = True
+            self._add(ContentDelta, text)
+
+    def begin(self, name: str, id: str | None = None) -> None:
+        """A call of `name`; white space around calls is dropped."""
+        self._content.cut()
+        if self.num_calls < self._max_calls:
+            self._flush()
+            self._events.append(ToolCallBegin(index=self.num_calls, id=id or self._make_id(), name=name))
+
+    def arguments(self, text: str) -> None:
+        """More text of the arguments of the call that is open."""
+        if text and self.num_calls < self._max_calls:
+            self._add(ToolCallArguments, text)
+
+    def end(self) -> None:
+        """The call that is open is complete."""
+        if self.num_calls < self._max_calls:
+            self._flush()
+            self._events.append(ToolCallEnd(index=self.num_calls))
+        self.num_calls += 1
+
+    def finish(self) -> None:
+        """No more text comes."""
+        if text := self._content.rest():
+            self._add(ContentDelta, text)
+
+    def _add(self, kind: type[Spoken], text: str) -> None:
+        if kind is not self._kind:
+            self._flush()
+            self._kind = kind
+        self._texts.append(text)
+
+    def _flush(self) -> None:
+        if self._kind is None:
+            return
+        text = "".join(self._texts)
+        if self._kind is ToolCallArguments:
+            self._events.append(ToolCallArguments(index=self.num_calls, text=text))
+        else:
+            self._events.append(ContentDelta(text=text) if self._kind is ContentDelta else ReasoningDelta(text=text))
+        self._kind, self._texts = None, []
+
+
+class _Trimmed:
+    """Text that is told without white space at its ends, as far as these are known to be ends; parts make lines."""
+
+    __slots__ = ("_begins", "_spaces", "_told")
+
+    def __init__(self) -> None:
+        self._begins = False
+        self._told = False
+        self._spaces: list[str] = []
+
+    def add(self, text: str) -> str:
+        """`text` as it is to be told, with the white space held back before it, less what may be the end."""
+        if self._begins:
+            text = text.lstrip()
+            if not text:
+                return ""
+            self._begins = False
+            self._spaces = ["\n"] if self._told else []
+        body = text.rstrip()
+        if not body:
+            self._spaces.append(text)
+            return ""
+        told = "".join(self._spaces) + body if self._spaces else body
+        self._spaces = [text[len(body) :]] if len(body) < len(text) else []
+        self._told = True
+        return told
+
+    def cut(self) -> None:
+        """This is an end, and what follows is a beginning."""
+        self._begins = True
+        self._spaces = []
+
+    def rest(self) -> str:
+        """White space that turned out to belong to the text."""
+        spaces, self._spaces = "".join(self._spaces), []
+        return spaces

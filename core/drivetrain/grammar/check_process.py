@@ -1,0 +1,100 @@
+"""The process that checks grammars: `python -m drivetrain.grammar.check_process`, frames on its standard streams.
+
+Each grammar is compiled in a fork of its own, under limits of time, memory and stack that are tighter than those of the
+engine, which compiles it again. Whatever a grammar does to the compiler, the fork alone ends. This process runs no
+thread, so that forking it is safe, and it ends when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drivetrain.errors import RequestError
+from drivetrain.grammar.compiler import CompiledGrammar
+from drivetrain.grammar.frames import Verdict, Vocabulary, frame, read_frame
+from drivetrain.grammar.grammar import Grammar
+from drivetrain.grammar.source import source_of
+from drivetrain.grammar.vocabulary import open_vocabulary
+from drivetrain.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+MAX_CPU_S = 2
+MAX_WALL_S = 20
+MAX_BYTES = 512 << 20
+"""Address space beyond what this process has."""
+MAX_STACK_BYTES = 4 << 20
+_PASSED, _REFUSED = b"+", b"-"
+
+
+def main() -> int:
+    """Check what comes until nothing comes any more."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    told = read_frame(requests, Vocabulary)
+    if told is None:
+        return 0
+    tokenizer = load_tokenizer(Path(told.tokenizer))
+    vocabulary = open_vocabulary(tokenizer, told.vocab_size, tokenizer.eos_ids)
+    gc.collect()
+    gc.freeze()
+    while (grammar := read_frame(requests, Grammar)) is not None:
+        answers.write(frame(Verdict(error=check(grammar, vocabulary))))
+        answers.flush()
+    return 0
+
+
+def check(grammar: Grammar, vocabulary: LLTokenizer) -> str | None:
+    """Why a grammar is refused, or None."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _judge(grammar, vocabulary, writing)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if said[:1] == _PASSED:
+        return None
+    if said[:1] == _REFUSED:
+        return said[1:].decode("utf-8", "replace")
+    slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
+    reason = f"more than {MAX_CPU_S} s" if slow else "more memory, or deeper nesting, than is allowed"
+    return f"grammar: compiling it takes {reason}; simplify it"
+
+
+def _judge(grammar: Grammar, vocabulary: LLTokenizer, answer: int) -> None:
+    """In the fork: compile under limits, tell how that went, and end."""
+    try:
+        _limit()
+        try:
+            CompiledGrammar(source_of(grammar), vocabulary)
+            said = _PASSED
+        except RequestError as error:
+            said = _REFUSED + str(error).encode()
+        os.write(answer, said[:4096])
+    finally:
+        os._exit(0)
+
+
+def _limit() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a runtime prints as it gives up is of no use to the operator
+    signal.alarm(MAX_WALL_S)
+    limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, MAX_CPU_S), (resource.RLIMIT_STACK, MAX_STACK_BYTES)]
+    with suppress(FileNotFoundError):  # other systems than Linux do not say, and do not hold to it
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limits.append((resource.RLIMIT_AS, pages * resource.getpagesize() + MAX_BYTES))
+    for kind, value in limits:
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Checks grammars in a process of their own before the engine compiles them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from drivetrain.errors import EngineError, Overloaded, RequestError
+from drivetrain.grammar.frames import Verdict, Vocabulary, frame, read_frame
+from drivetrain.grammar.grammar import Grammar
+
+_MAX_WAITING = 64
+_MAX_KEPT = 4096
+_ANSWER_S = 60.0
+"""More than the process takes to start and to give up a grammar."""
+
+
+class GrammarChecker:
+    """A process that starts with the first grammar, and what it said of the last ones.
+
+    Args:
+        tokenizer: file or folder that the model's tokenizer is read from.
+        vocab_size: tokens of the model; asked when the process starts.
+    """
+
+    def __init__(self, tokenizer: Path, vocab_size: Callable[[], int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
+        self._waiting = 0
+
+    async def check(self, grammar: Grammar) -> None:
+        """Return if the grammar can be compiled within the limits; others go on meanwhile.
+
+        Raises:
+            RequestError: it cannot; says why.
+            Overloaded: too many wait to be checked.
+            EngineError: the process cannot be run.
+        """
+        key = hashlib.sha256(f"{grammar.kind} {grammar.value}".encode("utf-8", "surrogatepass")).digest()
+        if key not in self._verdicts:
+            if self._waiting >= _MAX_WAITING:
+                raise Overloaded(f"{self._waiting} grammars wait to be checked; try again later", retry_after_s=2.0)
+            self._waiting += 1
+            try:
+                verdict = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, grammar)
+            finally:
+                self._waiting -= 1
+            self._verdicts[key] = verdict
+            if len(self._verdicts) > _MAX_KEPT:
+                self._verdicts.popitem(last=False)
+        error = self._verdicts[key]
+        if error is not None:
+            raise RequestError(error, param="grammar")
+
+    def close(self) -> None:
+        """End the process."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._end()
+
+    def _ask(self, grammar: Grammar) -> str | None:
+        """The process's verdict. One that has died is started again, once."""
+        for _ in range(2):
+            process = self._process or self._start()
+            try:
+                assert process.stdin is not None, "standard input is a pipe"
+                process.stdin.write(frame(grammar))
+                verdict = read_frame(_Answers(process), Verdict)
+            except (BrokenPipeError, TimeoutError):
+                verdict = None
+            if verdict is not None:
+                return verdict.error
+            self._end()
+        raise EngineError("the process that checks grammars ends by itself; the log of the server says why")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # One thread, so that it can fork.
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "drivetrain.grammar.check_process"]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+            )
+        except OSError as error:
+            raise EngineError(f"the process that checks grammars cannot be started: {error}") from error
+        self._process = process
+        assert process.stdin is not None, "standard input is a pipe"
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(frame(Vocabulary(tokenizer=str(self._tokenizer), vocab_size=self._vocab_size())))
+        return process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        with process:
+            process.wait()
+
+
+class _Answers:
+    """What a process writes, until a moment."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None, "standard output is a pipe"
+        self._pipe = process.stdout
+        self._until_s = time.monotonic() + _ANSWER_S
+
+    def read(self, size: int, /) -> bytes | None:
+        """At most so many bytes.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        ready, _, _ = select.select([self._pipe], [], [], max(0.0, self._until_s - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        return self._pipe.read(size)

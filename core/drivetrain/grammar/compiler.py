@@ -1,0 +1,169 @@
+"""Compiles grammars within hard limits, and keeps the last ones for the requests that send the same again."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drivetrain.errors import RequestError
+from drivetrain.grammar.grammar import Grammar
+from drivetrain.grammar.matcher import GrammarMatcher
+from drivetrain.grammar.source import refusal, source_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_MAX_KEPT = 64
+_QUICK_S = 0.05
+"""A grammar that compiled in less may be compiled again in the middle of a step."""
+_SHOWN_CHARS = 300
+_PROBED_STEPS = 8
+_MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
+_LIMITS: dict[str, int | bool] = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+"""Deterministic: the same grammar is refused on any machine. The steps' bound what a mask costs, at about 50 ms."""
+
+
+class CompiledGrammar:
+    """A grammar that has passed: it compiled, and an answer can begin.
+
+    Attributes:
+        compile_s: what compiling and the first mask took.
+    """
+
+    def __init__(self, source: str, vocabulary: LLTokenizer) -> None:
+        started = time.perf_counter()
+        self._source = source
+        self._vocabulary = vocabulary
+        self._prototype = self._compile()
+        _check(self._prototype, vocabulary.vocab_size)
+        self.compile_s = time.perf_counter() - started
+
+    def matcher(self) -> GrammarMatcher:
+        """The state of one answer at its beginning."""
+        return GrammarMatcher(self._prototype.deep_copy(), self._renew)
+
+    def _compile(self) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        return LLMatcher(self._vocabulary, self._source, log_level=0, limits=LLParserLimits(**_LIMITS))  # pyright: ignore[reportArgumentType]
+
+    def _renew(self) -> LLMatcher | None:
+        """A matcher that shares nothing with those before; None if making it would take long."""
+        if self.compile_s > _QUICK_S:
+            return None
+        self._prototype = self._compile()
+        return self._prototype.deep_copy()
+
+
+class GrammarCompiler:
+    """Grammar to compiled grammar, by any thread.
+
+    Args:
+        open_vocabulary: reads the model's tokens, on first use.
+    """
+
+    def __init__(self, open_vocabulary: Callable[[], LLTokenizer]) -> None:
+        self._open_vocabulary = open_vocabulary
+        self._vocabulary: LLTokenizer | None = None
+        self._kept: OrderedDict[Grammar, CompiledGrammar | RequestError] = OrderedDict()
+        self._lock = threading.Lock()
+        self._compiling = threading.Lock()
+
+    def has(self, grammar: Grammar) -> bool:
+        """Whether `compile` would return, or raise, at once."""
+        with self._lock:
+            return grammar in self._kept
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Compile a grammar, unless it is kept.
+
+        Raises:
+            RequestError: it is wrong, not supported, matched by nothing or too complex.
+            TokenizerError: the model has no tokenizer that can be rebuilt.
+        """
+        found = self._find(grammar)
+        if found is None:
+            with self._compiling:
+                found = self._find(grammar)
+                if found is None:
+                    found = self._compile(grammar)
+        if isinstance(found, RequestError):
+            raise RequestError(str(found), param=found.param)
+        return found
+
+    def _find(self, grammar: Grammar) -> CompiledGrammar | RequestError | None:
+        with self._lock:
+            found = self._kept.get(grammar)
+            if found is not None:
+                self._kept.move_to_end(grammar)
+            return found
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar | RequestError:
+        if self._vocabulary is None:
+            self._vocabulary = self._open_vocabulary()
+        made: CompiledGrammar | RequestError
+        try:
+            made = CompiledGrammar(source_of(grammar), self._vocabulary)
+        except RequestError as error:
+            made = error
+        with self._lock:
+            self._kept[grammar] = made
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+
+def _check(matcher: LLMatcher, vocab_size: int) -> None:
+    """Refuse what did not compile, what was weakened, and what nothing can begin."""
+    if matcher.is_error():
+        raise refusal(_reason(matcher.get_error()))
+    for warning in matcher.get_grammar_warnings():
+        if _MISSING.search(warning):
+            raise refusal(_reason(warning))
+    _walk(matcher.deep_copy(), vocab_size)
+
+
+def _walk(matcher: LLMatcher, vocab_size: int) -> None:
+    """Refuse what nothing can begin, and what is too costly for the first tokens already."""
+    mask = np.zeros(-(-vocab_size // 32), np.int32)
+    for step in range(_PROBED_STEPS):
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        error = matcher.get_error()
+        if error.startswith("NoExtension") or not (error or len(allowed)):
+            raise refusal("no text matches it")
+        if not error:
+            matcher.consume_token(int(allowed[step * len(allowed) // _PROBED_STEPS]))
+            error = matcher.get_error()
+        if error:
+            raise refusal(_reason(error))
+        if matcher.is_stopped():
+            return
+
+
+def _reason(error: str) -> str:
+    """The library's words, in ours where we know what they mean."""
+    missing = _MISSING.search(error)
+    if missing:
+        names: list[str] = json.loads(missing[1])
+        listed = ", ".join(f'"{name}"' for name in names)
+        return f"the schema keyword{'s' * (len(names) > 1)} {listed} {'are' if len(names) > 1 else 'is'} not supported"
+    error = error.replace("<non-verbose/>", "").strip()
+    if error.startswith("panic"):
+        return "it cannot be compiled; simplify it"
+    return error if len(error) <= _SHOWN_CHARS else f"{error[:_SHOWN_CHARS]}..."

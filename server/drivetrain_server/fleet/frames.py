@@ -1,0 +1,94 @@
+"""What the supervisor and its API processes say to each other: msgspec frames over a socket pair."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from drivetrain.config import EngineConfig
+from drivetrain.config.server import ServerConfig
+from drivetrain_server.telemetry import Reading
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a member. `late`: the server is up already, so listen only once ready to serve."""
+
+    engine: EngineConfig
+    server: ServerConfig
+    engine_socket: str
+    late: bool
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Refuse new work and end open requests after `limit_s` seconds. Said again, it ends them at once."""
+
+    limit_s: float
+
+
+class End(msgspec.Struct, frozen=True, tag=True):
+    """Stop listening and end."""
+
+
+class GiveUp(msgspec.Struct, frozen=True, tag=True):
+    """There will be no engine any more."""
+
+    reason: str
+
+
+class AllReady(msgspec.Struct, frozen=True, tag=True):
+    """Every member takes requests."""
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Answer with `Counted`."""
+
+
+class Everything(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `AskEverything`: one reading a member, and one of those that have ended."""
+
+    readings: list[Reading]
+
+
+class Entered(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Enter`. `refusal` is the number of requests that the key has open, if it may open no more."""
+
+    refusal: int | None
+
+
+ToMember: TypeAlias = Begin | Drain | End | GiveUp | AllReady | Count | Everything | Entered
+
+
+class Up(msgspec.Struct, frozen=True, tag=True):
+    """This member takes requests."""
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is open any more; `ended` requests were ended before they had finished."""
+
+    ended: int
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    """What this member has counted until now. Sent unasked too, so that little is lost with a member that dies."""
+
+    reading: Reading
+
+
+class AskEverything(msgspec.Struct, frozen=True, tag=True):
+    """Ask every member what it has counted."""
+
+
+class Enter(msgspec.Struct, frozen=True, tag=True):
+    """Count a request of this key in. Answered by `Entered`, in order."""
+
+    key: str
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """Count it out."""
+
+    key: str
+
+
+FromMember: TypeAlias = Up | Drained | Counted | AskEverything | Enter | Leave

@@ -1,0 +1,70 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`, as Anthropic's clients call them."""
+
+from __future__ import annotations
+
+import orjson
+
+from drivetrain.errors import RequestError
+from drivetrain.frontend import Frontend
+from drivetrain_server.answers.answer import Envelope, PromptRun
+from drivetrain_server.answers.messages import MessagesShape, messages_error_event
+from drivetrain_server.body import JsonObject, read_json
+from drivetrain_server.errors import HttpError, http_error
+from drivetrain_server.exchange import Exchange
+from drivetrain_server.routes.chat import converse_as
+from drivetrain_server.routes.generate import GenerateRoute, Plan
+from drivetrain_server.service import Service, ignored_fields
+from drivetrain_server.wire.messages import CHAT_NAMES, MessagesFields, MessagesRequest
+from drivetrain_server.wire.unservable import MESSAGES, refuse_unservable
+from drivetrain_server.wire.validation import parse, renamed
+
+
+class MessagesRoute(GenerateRoute[MessagesRequest]):
+    """Goes on with a conversation."""
+
+    unservable = MESSAGES
+    id_prefix = "msg_"
+    names = CHAT_NAMES
+
+    def parse(self, body: JsonObject) -> MessagesRequest:
+        return parse(MessagesRequest, body)
+
+    def error_event(self, error: HttpError) -> bytes:
+        return messages_error_event(error)
+
+    async def plan(self, frontend: Frontend, fields: MessagesRequest, envelope: Envelope, exchange: Exchange) -> Plan:
+        conversation, params = await converse_as(self.service, frontend, fields.chat_body())
+        return Plan(
+            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            params=params,
+            shape=MessagesShape(envelope, conversation.turns),
+            best=1,
+            shown=conversation.turns.shown,
+        )
+
+
+class CountTokensRoute:
+    """How many tokens a conversation has as a prompt."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer with `input_tokens`."""
+        try:
+            await self._answer(exchange)
+        except RequestError as error:
+            raise renamed(http_error(error), CHAT_NAMES) from error
+        except HttpError as error:
+            raise renamed(error, CHAT_NAMES) from error
+
+    async def _answer(self, exchange: Exchange) -> None:
+        service = self.service
+        frontend = service.lifecycle.frontend()
+        body = await read_json(exchange, service.config.max_body_bytes)
+        refuse_unservable(body, MESSAGES)
+        fields = parse(MessagesFields, body)
+        service.check_model(fields.model, frontend.info)
+        exchange.extra_headers += ignored_fields(fields.unknown, dict(MESSAGES))
+        conversation, _ = await converse_as(service, frontend, fields.chat_body())
+        await exchange.answer(orjson.dumps({"input_tokens": len(conversation.prompt_ids)}))

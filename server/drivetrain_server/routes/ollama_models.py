@@ -1,0 +1,111 @@
+"""Ollama's native routes that tell about the model that is served."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+import orjson
+from fastapi import FastAPI
+
+from drivetrain.frontend import Frontend
+from drivetrain.messages import EngineInfo
+from drivetrain.version import __version__
+from drivetrain_server.body import read_json
+from drivetrain_server.exchange import Exchange
+from drivetrain_server.routes.ollama import ollama_name
+from drivetrain_server.service import Service, ignored_fields
+from drivetrain_server.wire.ollama import OllamaModel
+from drivetrain_server.wire.validation import parse
+
+Json = dict[str, object]
+NEVER = "9999-12-31T23:59:59Z"
+"""When the model is let go: not before the server ends."""
+
+
+def add_ollama_models(app: FastAPI, service: Service) -> None:
+    """Add the routes that need no body."""
+
+    @app.get("/api/version")
+    async def version() -> Json:  # pyright: ignore[reportUnusedFunction]
+        """Version of the server."""
+        return {"version": __version__}
+
+    @app.get("/api/tags")
+    async def tags() -> Json:  # pyright: ignore[reportUnusedFunction]
+        """The models that are served, as Ollama lists them."""
+        info = service.lifecycle.frontend().info
+        return {"models": [_entry(info) | {"modified_at": _started(service)}]}
+
+    @app.get("/api/ps")
+    async def running() -> Json:  # pyright: ignore[reportUnusedFunction]
+        """The models that are in memory, as Ollama lists them."""
+        info = service.lifecycle.frontend().info
+        device = {"size_vram": info.weight_bytes + info.kv_bytes, "context_length": info.max_model_len}
+        return {"models": [_entry(info) | device | {"expires_at": NEVER}]}
+
+
+class OllamaShowRoute:
+    """What is known about a model."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer with template, parameters, sizes and capabilities."""
+        service = self.service
+        frontend = service.lifecycle.frontend()
+        body = await read_json(exchange, service.config.max_body_bytes)
+        if "name" in body and "model" not in body:
+            body["model"] = body.pop("name")
+        fields = parse(OllamaModel, body)
+        info = frontend.info
+        service.check_model(ollama_name(fields.model, info), info)
+        exchange.extra_headers += ignored_fields([name for name in fields.unknown if name != "verbose"])
+        await exchange.answer(orjson.dumps(self._about(frontend, info)))
+
+    def _about(self, frontend: Frontend, info: EngineInfo) -> Json:
+        defaults = self.service.sampling_defaults(frontend)
+        capabilities = ["completion"] + (["embedding"] if info.pooling is not None else [])
+        architecture = info.architecture
+        return {
+            "modelfile": f"# served by Drivetrain {__version__}\nFROM {info.model}\n",
+            "parameters": "\n".join(f"{name:<30} {value}" for name, value in defaults.items()),
+            "template": "" if frontend.chat_template is None else frontend.chat_template.sources.get("default", ""),
+            "details": _details(info),
+            "model_info": {
+                "general.architecture": architecture,
+                f"{architecture}.context_length": info.max_model_len,
+                f"{architecture}.vocab_size": info.vocab_size,
+                f"{architecture}.embedding_length": info.embedding_size or None,
+            },
+            "capabilities": capabilities,
+            "modified_at": _started(self.service),
+        }
+
+
+def _entry(info: EngineInfo) -> Json:
+    digest = hashlib.sha256("\0".join((info.model, info.architecture, info.dtype)).encode()).hexdigest()
+    return {
+        "name": info.model,
+        "model": info.model,
+        "size": info.weight_bytes,
+        "digest": digest,
+        "details": _details(info),
+    }
+
+
+def _details(info: EngineInfo) -> Json:
+    family = info.architecture.removesuffix("ForCausalLM").lower()
+    return {
+        "parent_model": "",
+        "format": "drivetrain",
+        "family": family,
+        "families": [family],
+        "parameter_size": "",
+        "quantization_level": info.dtype,
+    }
+
+
+def _started(service: Service) -> str:
+    return datetime.fromtimestamp(service.started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

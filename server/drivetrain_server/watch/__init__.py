@@ -1,0 +1,1 @@
+"""Watching a running server through its `/metrics`."""

@@ -1,0 +1,180 @@
+"""Tools that a request offers, and which of them it wants called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+from pydantic import Field, JsonValue, WithJsonSchema
+
+from drivetrain.dialects.forms import Tool
+from drivetrain.frontend import Json
+from drivetrain_server.wire.validation import WireModel, refuse, shown
+
+MAX_TOOLS = 128
+MAX_DESCRIPTION = 16_384
+MAX_SCHEMA_DEPTH = 32
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class ToolFunction(WireModel):
+    """A function, its arguments described by a JSON schema."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: Annotated[str, Field(max_length=MAX_DESCRIPTION)] | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class ToolOffer(WireModel):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+_NAMED_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+CHOICE_SCHEMA = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        _NAMED_SCHEMA,
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "allowed_tools": {
+                    "type": "object",
+                    "properties": {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "items": _NAMED_SCHEMA, "minItems": 1},
+                    },
+                    "required": ["mode", "tools"],
+                },
+            },
+            "required": ["type", "allowed_tools"],
+        },
+    ]
+}
+ToolChoice = Annotated[JsonValue, WithJsonSchema(CHOICE_SCHEMA)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """What a request wants of tools.
+
+    Attributes:
+        tools: those that the model may call, by name; empty if it may call none.
+        required: it must call one.
+        parallel: it may call several.
+    """
+
+    tools: Mapping[str, Tool]
+    required: bool = False
+    parallel: bool = True
+
+    @property
+    def offers(self) -> list[dict[str, Json]]:
+        """The tools as templates take them."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": cast("dict[str, Json]", dict(tool.parameters)),
+                },
+            }
+            for tool in self.tools.values()
+        ]
+
+
+def tool_use(offers: Sequence[ToolOffer] | None, choice: JsonValue, parallel: bool | None) -> ToolUse:
+    """Offers and choice, checked against each other.
+
+    Raises:
+        HttpError: 400 that names the field at fault.
+    """
+    tools: dict[str, Tool] = {}
+    for at, offer in enumerate(offers or ()):
+        function = offer.function
+        if function.name in tools:
+            raise refuse(f"tools[{at}].function.name", f'"{function.name}" was offered before; name each tool once')
+        tools[function.name] = _tool(function, f"tools[{at}].function")
+    names, required = _chosen(choice)
+    if choice not in (None, "none", "auto") and not tools:
+        raise refuse("tool_choice", "it is allowed only with tools; add them or leave it out")
+    for name in names or ():
+        if name not in tools:
+            raise refuse("tool_choice", f'tools has no function "{name[:64]}"; it has {", ".join(tools)[:200]}')
+    if names is not None:
+        tools = {name: tools[name] for name in tools if name in names}
+    return ToolUse(tools=tools, required=required, parallel=parallel is not False)
+
+
+def _tool(function: ToolFunction, place: str) -> Tool:
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    if deeper_than(parameters, MAX_SCHEMA_DEPTH):
+        raise refuse(f"{place}.parameters", f"it is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+    if parameters.get("type", "object") != "object":
+        raise refuse(f"{place}.parameters.type", f'arguments are an "object"; got {shown(parameters["type"])}')
+    if not isinstance(parameters.get("properties", {}), dict):
+        raise refuse(f"{place}.parameters.properties", f"expected an object; got {shown(parameters['properties'])}")
+    if function.strict and function.parameters is None:
+        raise refuse(f"{place}.strict", "it needs parameters to keep to; add them")
+    return Tool(
+        name=function.name,
+        description=function.description or "",
+        parameters={"type": "object", **cast("dict[str, object]", parameters)},
+        strict=bool(function.strict),
+    )
+
+
+def _chosen(choice: JsonValue) -> tuple[list[str] | None, bool]:
+    """(names that may be called, None for all; whether one must be)."""
+    match choice:
+        case None | "auto":
+            return None, False
+        case "none":
+            return [], False
+        case "required":
+            return None, True
+        case {"type": "function"}:
+            return [_named(choice, "tool_choice")], True
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools},
+        }:
+            names = [_named(tool, f"tool_choice.allowed_tools.tools[{at}]") for at, tool in enumerate(tools)]
+            return names, mode == "required"
+        case _:
+            raise refuse(
+                "tool_choice",
+                'expected "none", "auto", "required", {"type": "function", "function": {"name": ...}} or '
+                '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}; '
+                f"got {shown(choice)}",
+            )
+
+
+def _named(value: JsonValue, place: str) -> str:
+    match value:
+        case {"type": "function", "function": {"name": str(name)}} if _NAME.fullmatch(name):
+            return name
+        case _:
+            raise refuse(place, f'expected {{"type": "function", "function": {{"name": ...}}}}; got {shown(value)}')
+
+
+def deeper_than(value: JsonValue, depth: int) -> bool:
+    """Whether a value is nested deeper than so many levels."""
+    if not isinstance(value, (list, dict)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(deeper_than(part, depth - 1) for part in parts)

@@ -1,0 +1,159 @@
+"""Several API processes behind one address: one answer, one limit, one set of figures, whichever process is asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes.serve_process import ServeProcess, sse_events
+
+CONFIG = """
+dtype = "float32"
+
+[limits]
+max_num_seqs = 16
+max_step_tokens = 128
+max_model_len = 2048
+num_pages = 900
+
+[server]
+api_processes = 3
+api_keys = ["one", "two"]
+max_requests_per_key = 6
+metrics_public = true
+drain_s = 90
+
+[backend_options.cpu]
+threads = 1
+"""
+PATH = "/v1/completions"
+BODY: dict[str, Any] = {"model": "tiny", "prompt": "Fleet:", "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture
+def fleet(tiny_model: Path, tmp_path: Path) -> Iterator[ServeProcess]:
+    with ServeProcess(tmp_path, tiny_model, CONFIG) as server:
+        yield server
+
+
+def post(server: ServeProcess, key: str = "one", **body: Any) -> httpx.Response:
+    """On a connection of its own: the system chooses the process."""
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.post(server.url + PATH, json=BODY | body, headers=headers, timeout=60)
+
+
+def members(server: ServeProcess) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == server.process.pid and b"drivetrain_server.fleet.member" in command:
+                found.append(int(entry.name))
+    return found
+
+
+def open_requests(server: ServeProcess) -> int:
+    return httpx.get(server.url + "/ready").json()["open_requests"]
+
+
+def until(condition: Any, *, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_limits_and_figures_hold_over_all_processes_and_a_dead_one_is_replaced(fleet: ServeProcess) -> None:
+    first = members(fleet)
+    assert len(first) == 3
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda at: post(fleet, "two", max_tokens=4, seed=at), range(4)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+
+        # Exactly six of one key at a time, wherever they arrive.
+        long = [pool.submit(post, fleet, max_tokens=500) for _ in range(6)]
+        until(lambda: open_requests(fleet) == 6)
+        refused = [post(fleet, max_tokens=1) for _ in range(6)]
+        assert {answer.status_code for answer in refused} == {429}
+        assert post(fleet, "two", max_tokens=1).status_code == 200
+        assert [each.result().status_code for each in long] == [200] * 6
+    assert post(fleet, max_tokens=1).status_code == 200
+
+    # Any process tells the sum of all.
+    seen = {fleet.metric('drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}')}
+    for _ in range(8):
+        text = httpx.get(fleet.url + "/metrics").text
+        name = 'drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}'
+        seen |= {float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name)}
+    assert seen == {12.0}
+
+    time.sleep(1.2)  # what a process counted is known to the supervisor a second later
+    os.kill(first[0], signal.SIGKILL)
+    until(lambda: len(members(fleet)) == 3 and first[0] not in members(fleet))
+    # Connections to its socket wait for the next process; none is refused, and nothing counted is lost.
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: post(fleet, "two", max_tokens=2), range(6)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert fleet.metric('drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}') == 18.0
+    fleet.assert_all_pages_back(899)
+    assert fleet.end() == 0
+
+
+def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_by_all(fleet: ServeProcess) -> None:
+    def stream(results: list[list[dict[str, Any]]]) -> None:
+        events: list[dict[str, Any]] = []
+        results.append(events)
+        body = BODY | {"stream": True, "max_tokens": 1500}
+        try:
+            with httpx.stream(
+                "POST", fleet.url + PATH, json=body, headers={"authorization": "Bearer two"}, timeout=60
+            ) as answer:
+                events.extend(sse_events(answer))
+        except httpx.TransportError:
+            events.append({"cut": True})
+
+    results: list[list[dict[str, Any]]] = []
+    threads = [threading.Thread(target=stream, args=(results,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: open_requests(fleet) == 6)
+    os.kill(members(fleet)[0], signal.SIGKILL)
+    time.sleep(0.3)
+    os.kill(fleet.engine_pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    for events in results:
+        last = events[-1]
+        assert last.get("cut") or last["error"]["code"] == "engine_dead", last
+    fleet.wait_ready()
+    until(lambda: post(fleet, max_tokens=3).status_code == 200)
+    fleet.assert_all_pages_back(899)
+    assert fleet.end() == 0
+
+
+def test_sigterm_lets_every_process_finish(fleet: ServeProcess) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(post, fleet, max_tokens=300) for _ in range(6)]
+        until(lambda: open_requests(fleet) == 6)
+        fleet.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(fleet.url + "/ready").status_code == 503)
+        late = [post(fleet, "two", max_tokens=1) for _ in range(4)]
+        assert {answer.status_code for answer in late} == {503}
+        assert {answer.json()["error"]["code"] for answer in late} == {"draining"}
+        assert [answer.result().text for answer in running if answer.result().status_code != 200] == []
+    assert fleet.process.wait(20) == 0

@@ -1,0 +1,185 @@
+"""Ollama's native routes through the official client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+
+from fakes.engine import FakeEngine, says
+from fakes.server import RunningServer
+from fakes.text import BEGIN
+
+HELLO = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer(FakeEngine(says("Hello there!"))) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[ollama.Client]:
+    made = ollama.Client(host=server.url)
+    yield made
+    made._client.close()
+
+
+def prompt_of(server: RunningServer) -> str:
+    return bytes(token for token in server.engine.requests[-1].prompt_ids if token < 256).decode()
+
+
+def test_chat_answers_with_text_counts_and_durations(server: RunningServer, client: ollama.Client) -> None:
+    answer = client.chat(model="tiny", messages=HELLO)
+    assert answer.message.content == "Hello there!"
+    assert answer.message.role == "assistant"
+    assert (answer.done, answer.done_reason, answer.model) == (True, "stop", "tiny")
+    assert answer.prompt_eval_count == len(server.engine.requests[-1].prompt_ids)
+    assert answer.eval_count == len("Hello there!") + 1
+    assert answer.total_duration is not None and answer.total_duration > 0
+    assert prompt_of(server) == "user: Hi\nassistant: "
+
+
+def test_chat_streams_line_by_line(server: RunningServer, client: ollama.Client) -> None:
+    parts = list(client.chat(model="tiny:latest", messages=HELLO, stream=True))
+    assert "".join(part.message.content or "" for part in parts) == "Hello there!"
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert len(parts) > 2
+    assert parts[-1].done_reason == "stop"
+    assert parts[-1].eval_count == 13
+    raw = httpx.post(f"{server.url}/api/chat", json={"model": "tiny", "messages": HELLO})
+    assert raw.headers["content-type"] == "application/x-ndjson"
+    assert json.loads(raw.text.splitlines()[0])["message"] == {"role": "assistant", "content": "H"}
+
+
+async def test_the_async_client_streams_too(server: RunningServer) -> None:
+    client = ollama.AsyncClient(host=server.url)
+    answer = await client.generate(model="tiny", prompt="Hi")
+    assert answer.response == "Hello there!"
+    parts = [part async for part in await client.generate(model="tiny", prompt="Hi", stream=True)]
+    assert "".join(part.response for part in parts) == "Hello there!"
+    await client._client.aclose()
+
+
+def test_options_are_those_of_the_sampler(server: RunningServer, client: ollama.Client) -> None:
+    options: dict[str, Any] = {
+        "temperature": 1,
+        "top_p": 0.5,
+        "top_k": 7,
+        "min_p": 0.1,
+        "seed": 3,
+        "repeat_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "stop": ["there"],
+        "num_predict": 20,
+        "num_ctx": 2048,
+        "num_gpu": 1,
+    }
+    answer = client.generate(model="tiny", prompt="Hi", system="Be brief.", options=options)
+    params = server.engine.requests[-1].params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 0.5, 7, 0.1)
+    assert (params.seed, params.repetition_penalty, params.max_tokens) == (3, 1.5, 20)
+    assert (params.presence_penalty, params.frequency_penalty) == (0.5, -0.5)
+    assert (answer.response, answer.done_reason) == ("Hello ", "stop")
+    assert prompt_of(server) == "system: Be brief.\nuser: Hi\nassistant: "
+
+
+def test_raw_prompts_go_without_the_template(server: RunningServer, client: ollama.Client) -> None:
+    answer = client.generate(model="tiny", prompt="Once", raw=True, options={"num_predict": 5})
+    assert (answer.response, answer.done_reason) == ("Hello", "length")
+    assert server.engine.requests[-1].prompt_ids == [BEGIN, *b"Once"]
+    client.generate(model="tiny", prompt="Once", raw=True)
+    assert server.engine.requests[-1].params.max_tokens is None
+
+
+def test_log_probabilities(client: ollama.Client) -> None:
+    answer = client.chat(model="tiny", messages=HELLO, logprobs=True, top_logprobs=2)
+    assert answer.logprobs is not None
+    assert [entry.token for entry in answer.logprobs[:2]] == ["H", "e"]
+    assert len(answer.logprobs[0].top_logprobs or []) == 2
+
+
+def test_without_a_prompt_the_model_is_only_said_to_be_there(server: RunningServer, client: ollama.Client) -> None:
+    before = len(server.engine.requests)
+    assert client.generate(model="tiny").done_reason == "load"
+    assert client.chat(model="tiny", messages=[]).done_reason == "load"
+    assert client.generate(model="tiny", keep_alive=0).done_reason == "unload"
+    assert len(server.engine.requests) == before
+
+
+def test_embeddings_old_and_new(client: ollama.Client) -> None:
+    answer = client.embed(model="tiny", input=["\3\4", "a"], dimensions=3)
+    assert [len(vector) for vector in answer.embeddings] == [3, 3]
+    assert answer.prompt_eval_count == 5
+    assert sum(number**2 for number in answer.embeddings[0]) == pytest.approx(1)
+    assert client.embeddings(model="tiny", prompt="a").embedding == [BEGIN, 97, 0, 0, 0, 0, 0, 0]
+
+
+def test_the_model_is_listed_shown_and_running(client: ollama.Client) -> None:
+    (listed,) = client.list().models
+    assert (listed.model, listed.size) == ("tiny", 1 << 20)
+    shown = client.show("tiny")
+    assert shown.capabilities is not None and {"completion", "embedding"} <= set(shown.capabilities)
+    assert shown.template is not None and "message.role" in shown.template
+    assert shown.modelinfo is not None
+    assert shown.modelinfo["TinyForCausalLM.context_length"] == 4096
+    (running,) = client.ps().models
+    assert (running.model, running.size_vram, running.context_length) == ("tiny", 2 << 20, 4096)
+
+
+def test_version(server: RunningServer) -> None:
+    from drivetrain.version import __version__
+
+    assert httpx.get(f"{server.url}/api/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("chat", {"messages": [{"role": "user", "content": "a", "images": ["x"]}]}, "messages[0].images"),
+        ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
+        ("chat", {"messages": HELLO, "options": {"mirostat": 2}}, "options.mirostat"),
+        ("chat", {"messages": HELLO, "options": {"temperature": "hot"}}, "options.temperature"),
+        ("chat", {"messages": HELLO, "options": {"num_predict": 0}}, "options.num_predict"),
+        ("chat", {"messages": HELLO, "options": {"repeat_last_n": 64}}, "options.repeat_last_n"),
+        ("chat", {"messages": HELLO, "format": "xml"}, "format"),
+        ("generate", {"prompt": "a", "context": [1, 2]}, "context"),
+        ("generate", {"prompt": "a", "suffix": "b"}, "suffix"),
+        ("generate", {"prompt": "a", "images": ["x"]}, "images"),
+        ("embed", {"input": []}, "input"),
+        ("embed", {"input": "a", "dimensions": 99}, "dimensions"),
+    ],
+)
+def test_refusals_are_in_ollamas_shape(server: RunningServer, path: str, body: dict[str, Any], said: str) -> None:
+    answer = httpx.post(f"{server.url}/api/{path}", json={"model": "tiny"} | body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{said}: ")
+
+
+def test_another_model_and_another_route(server: RunningServer, client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="is not served here") as refused:
+        client.chat(model="other", messages=HELLO)
+    assert refused.value.status_code == 404
+    assert "there is no route /api/pull" in httpx.post(f"{server.url}/api/pull", json={}).json()["error"]
+    assert httpx.get(f"{server.url}/api/chat").json()["error"] == "/api/chat does not take GET; use POST"
+
+
+def test_unknown_fields_and_options_are_listed(server: RunningServer) -> None:
+    body = {"model": "tiny", "messages": HELLO, "color": "red", "options": {"magic": 1, "num_ctx": 4096}}
+    answer = httpx.post(f"{server.url}/api/chat", json=body | {"stream": False, "keep_alive": "5m"})
+    assert answer.headers["x-drivetrain-ignored-fields"] == "color, options.magic"
+
+
+def test_an_error_in_a_stream_is_a_line(server: RunningServer, client: ollama.Client) -> None:
+    server.engine.fail_at = 3
+    try:
+        with pytest.raises(ollama.ResponseError, match="page 7 was lost"):
+            list(client.chat(model="tiny", messages=HELLO, stream=True))
+    finally:
+        server.engine.fail_at = None
