@@ -20,6 +20,7 @@ from drivetrain.errors import DrivetrainError
 from drivetrain_server.cors import Cors
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.exchange import ClientGone, Exchange, SlowReader
+from drivetrain_server.kept_responses import KeptResponses
 from drivetrain_server.lifecycle import FrontendFactory, Lifecycle
 from drivetrain_server.openapi import raw_paths
 from drivetrain_server.pages import is_page
@@ -37,6 +38,7 @@ from drivetrain_server.routes.ollama import (
     OllamaGenerateRoute,
 )
 from drivetrain_server.routes.ollama_models import OllamaShowRoute, add_ollama_models
+from drivetrain_server.routes.responses import ResponsesRoute, add_kept_responses
 from drivetrain_server.routes.tokens import DetokenizeRoute, TokenizeRoute
 from drivetrain_server.service import Service
 
@@ -62,11 +64,14 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.control = control_app(service)
+        kept = KeptResponses()
         add_ollama_models(self.control, service)
+        add_kept_responses(self.control, kept)
         self._raw: dict[str, Endpoint] = {
             "/v1/chat/completions": ChatRoute(service),
             "/v1/completions": CompletionsRoute(service),
             "/v1/embeddings": EmbeddingsRoute(service),
+            "/v1/responses": ResponsesRoute(service, kept),
             "/v1/messages": MessagesRoute(service),
             "/v1/messages/count_tokens": CountTokensRoute(service),
             "/api/chat": OllamaChatRoute(service),
@@ -174,6 +179,7 @@ class Application:
         if path in OPEN_PATHS or is_page(path) or (path == "/metrics" and self.service.config.metrics_public):
             return
         exchange.tenant = self.service.keys.tenant(exchange.header(b"authorization"), exchange.header(b"x-api-key"))
+        exchange.scope["drivetrain.tenant"] = exchange.tenant
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Start the engine in the background where another server hosts this application."""

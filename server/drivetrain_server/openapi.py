@@ -9,6 +9,7 @@ from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
 from drivetrain_server.wire.messages import MessagesFields, MessagesRequest
 from drivetrain_server.wire.ollama import OllamaChat, OllamaEmbed, OllamaEmbedding, OllamaGenerate, OllamaModel
+from drivetrain_server.wire.responses import ResponsesRequest
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
 
 Schema = dict[str, object]
@@ -18,6 +19,7 @@ _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/v1/chat/completions": ("Go on with a conversation", (ChatRequest,)),
     "/v1/completions": ("Go on with text or tokens", (CompletionRequest,)),
     "/v1/embeddings": ("Embeddings of texts or tokens", (EmbeddingRequest,)),
+    "/v1/responses": ("Go on with a conversation that the server keeps", (ResponsesRequest,)),
     "/v1/messages": ("Go on with a conversation, as Anthropic's clients ask for it", (MessagesRequest,)),
     "/v1/messages/count_tokens": ("Tokens of a conversation", (MessagesFields,)),
     "/api/chat": ("Go on with a conversation, as Ollama's clients ask for it", (OllamaChat,)),
@@ -28,7 +30,7 @@ _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
     "/detokenize": ("Text of token ids", (Detokenize,)),
 }
-_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+_STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 _ERROR: Schema = {
     "type": "object",
     "required": ["error"],

@@ -218,3 +218,17 @@ def test_nothing_sticks_out_and_everything_has_a_name(browser: Browser) -> None:
                     page.set_viewport_size({"width": size[0], "height": size[1]})
                     wide = page.evaluate("() => document.documentElement.scrollWidth")
                     assert wide <= size[0], (path, size)
+
+
+def test_what_was_not_answered_is_not_sent_again(browser: Browser) -> None:
+    engine = FakeEngine(says("Good."))
+    engine.fail_at = 0
+    with RunningServer(engine) as server, page_at(browser, server.url, expected="503 (Service Unavailable)") as page:
+        finished(say(page, "lost"))
+        engine.fail_at = None
+        finished(say(page, "again"))
+        assert bytes(engine.requests[-1].prompt_ids).decode() == "user: again\nassistant: "
+        page.get_by_role("button", name="Try again").click()
+        finished(page.locator(".turn.assistant").nth(1))
+        assert page.locator(".turn").count() == 4
+        assert engine.requests[-1].prompt_ids == engine.requests[-2].prompt_ids

@@ -48,7 +48,7 @@ class MessagesShape:
     def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
         if self._open != "text" or not self._turns.plain:
             return None
-        before, after = _event("content_block_delta", self._delta(b'"type":"text_delta","text":\0')).split(b"\0")
+        before, after = self._delta(b'"type":"text_delta","text":\0').split(b"\0")
         return before, after
 
     def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
@@ -86,17 +86,16 @@ class MessagesShape:
     def _told(self, event: Event) -> bytes:
         match event:
             case ContentDelta(text=text):
-                delta = self._delta(b'"type":"text_delta","text":' + orjson.dumps(text))
-                return self._begin("text") + _event("content_block_delta", delta)
+                start = self._begin("text")
+                return start + self._delta(b'"type":"text_delta","text":' + orjson.dumps(text))
             case ReasoningDelta(text=text):
-                delta = self._delta(b'"type":"thinking_delta","thinking":' + orjson.dumps(text))
-                return self._begin("thinking") + _event("content_block_delta", delta)
+                start = self._begin("thinking")
+                return start + self._delta(b'"type":"thinking_delta","thinking":' + orjson.dumps(text))
             case ToolCallBegin(id=id, name=name):
                 block = orjson.dumps({"type": "tool_use", "id": id, "name": name, "input": {}})
                 return self._end() + self._start("tool_use", block)
             case ToolCallArguments(text=text):
-                delta = self._delta(b'"type":"input_json_delta","partial_json":' + orjson.dumps(text))
-                return _event("content_block_delta", delta)
+                return self._delta(b'"type":"input_json_delta","partial_json":' + orjson.dumps(text))
             case ToolCallEnd():
                 return self._end()
             case Finish():
@@ -117,12 +116,13 @@ class MessagesShape:
             return b""
         signed = b""
         if self._open == "thinking":
-            signed = _event("content_block_delta", self._delta(b'"type":"signature_delta","signature":""'))
+            signed = self._delta(b'"type":"signature_delta","signature":""')
         self._open = None
         return signed + _event("content_block_stop", b'"index":%d' % self._index)
 
     def _delta(self, told: bytes) -> bytes:
-        return b'"index":%d,"delta":{%b}' % (self._index, told)
+        """An event of the open block."""
+        return _event("content_block_delta", b'"index":%d,"delta":{%b}' % (self._index, told))
 
 
 def arguments_of(text: str) -> dict[str, object]:

@@ -88,6 +88,17 @@ MESSAGES: dict[str, Unservable] = {
 }
 
 
+RESPONSES: dict[str, Unservable] = {
+    "background": Unservable(reason="responses end with their connection", harmless=(False,)),
+    "conversation": Unservable(reason="use previous_response_id, or send the conversation itself"),
+    "prompt": Unservable(reason="templates in requests are never run; send instructions and input"),
+    "max_tool_calls": Unservable(reason="this server runs no tools of its own"),
+    "service_tier": Unservable(reason="there is one tier", harmless=("auto", "default")),
+    "stream_options": Unservable(reason="events are never padded", harmless=({"include_obfuscation": False}, {})),
+    "context_management": Unservable(reason="use truncation, or shorten the input"),
+    "moderation": Unservable(reason=_HINT),
+}
+
 OLLAMA: dict[str, Unservable] = {
     "images": Unservable(reason=_AUDIO, harmless=([],)),
     "suffix": Unservable(reason="this model cannot fill in text before a suffix; leave it out", harmless=("",)),

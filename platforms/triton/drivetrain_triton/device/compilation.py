@@ -1,24 +1,27 @@
 """Compiling a model's kernels in threads while its weights load.
 
-Some kernels are for requests that ask for something special: they are compiled when nobody waits, or by the
-first step that needs them. In threads beside the first requests they would take Python's lock from the step loop.
+Some kernels are for requests that ask for something special: they are compiled one by one when nobody waits, or by the
+first step that needs them. Many threads beside the first requests would take Python's lock from the step loop.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 
 from drivetrain_plugins.contract.executor import Progress
 from drivetrain_plugins.errors import BackendError
-from drivetrain_triton.launch import Variant, compile_all
+from drivetrain_triton.launch import Compilation, Variant, compile_all
 
 PHASE = "compile kernels"
 MOST_THREADS = 16
 SPECIAL_KERNELS = frozenset({"cascade_kernel", "masks_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
 SPECIAL_CONSTANTS = ("SHARED", "COUNTED")
 _POLL_S = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 def is_special(variant: Variant) -> bool:
@@ -42,6 +45,7 @@ class Compiling:
         threads = min(len(os.sched_getaffinity(0)) - 1, MOST_THREADS)
         self._plain = compile_all(plain, max_workers=max(1, threads))
         self._total = self._plain.remaining
+        self._later: Compilation | None = None
         self._progress = progress
         progress(PHASE, 0, self._total, "kernels")
 
@@ -63,7 +67,20 @@ class Compiling:
         self._progress(PHASE, self._total, self._total, "kernels")
 
     def one_more(self) -> bool:
-        """Compile one of the others; whether there are more."""
-        if self._special:
-            self._special.pop().compile()
+        """Begin or go on compiling one of the others, for a moment; whether there is more to do.
+
+        A thread compiles it, so that a request that comes meanwhile waits for the moment and not for the compiler.
+        """
+        if self._later is None:
+            if not self._special:
+                return False
+            self._later = compile_all([self._special.pop()], max_workers=1)
+        time.sleep(_POLL_S)
+        if self._later.remaining:
+            return True
+        try:
+            self._later.wait()
+        except RuntimeError as error:
+            _log.warning("%s; the first request that needs it tries again", error)
+        self._later = None
         return bool(self._special)

@@ -85,6 +85,9 @@ function drawNote(turn) {
   if (turn.usage) parts.push(element("span", { textContent: `${turn.usage.prompt_tokens} + ${turn.usage.completion_tokens} tokens` }));
   if (ttft !== null) parts.push(element("span", { textContent: `first after ${milliseconds(ttft)}` }));
   if (rate) parts.push(element("span", { textContent: `${rate.toFixed(1)} tok/s` }));
+  if (!turn.content && !turn.error && turn.finish !== "stopped") {
+    parts.push(element("span", { textContent: "an empty answer" }));
+  }
   if (turn.finish && turn.finish !== "stop") {
     parts.push(element("span", { textContent: turn.finish === "length" ? "cut at the limit of tokens" : turn.finish }));
   }
@@ -113,11 +116,16 @@ async function copyText(button, text) {
   setTimeout(() => (button.textContent = said), 1500);
 }
 
+/** What the model is asked to continue: the last message, and those before it that were answered. */
 function messages() {
-  const said = conversation
-    .filter((turn) => turn.content && !(turn.error && turn.role === "user"))
-    .map(({ role, content }) => ({ role, content }));
+  const asked = conversation.filter((turn, n) => turn.content && (turn.role !== "user" || answered(n)));
+  const said = asked.map(({ role, content }) => ({ role, content }));
   return settings.system ? [{ role: "system", content: settings.system }, ...said] : said;
+}
+
+function answered(n) {
+  const next = conversation[n + 1];
+  return next === undefined || Boolean(next.content);
 }
 
 async function answer() {
@@ -145,12 +153,11 @@ async function answer() {
   turn.timing = timing.summary();
   meter.end();
   busy(null);
-  if (!turn.content && !turn.error) turn.content = turn.finish === "stopped" ? "" : "(an empty answer)";
   drawTurn(turn);
   turn.body.hidden = !turn.content;
   drawNote(turn);
   follow();
-  $("status").textContent = turn.error ? `Failed: ${turn.error}` : `Answer complete: ${turn.content}`;
+  $("status").textContent = turn.error ? "The answer failed" : "The answer is complete";
 }
 
 /** Take a chunk of the stream in; true where it changes what is shown. */

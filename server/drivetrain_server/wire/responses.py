@@ -1,0 +1,230 @@
+"""The body of `/v1/responses`, and its items as messages of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, JsonValue
+
+from drivetrain_server.wire.sampling import INT32_MAX, Probability
+from drivetrain_server.wire.validation import WireModel, refuse, shown
+
+Json = dict[str, Any]
+MAX_ITEMS = 4096
+CHAT_NAMES = {
+    "messages": "input",
+    "prompt": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+_TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+
+
+class Reasoning(WireModel):
+    """How much the model reasons. `summary` asks for a summary where one is made; none is made here."""
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class TextOutput(WireModel):
+    """The form of the answer."""
+
+    format: dict[str, JsonValue] | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponsesRequest(WireModel):
+    """A conversation to go on with, kept by the server if the client wants."""
+
+    model: str = Field(description="A name that `/v1/models` lists.")
+    input: str | Annotated[list[dict[str, JsonValue]], Field(min_length=1, max_length=MAX_ITEMS)]
+    instructions: str | None = None
+    previous_response_id: Annotated[str, Field(max_length=256)] | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    min_p: Probability | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: (
+        Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], Field(max_length=8)]
+        | None
+    ) = None
+    tools: Annotated[list[dict[str, JsonValue]], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, JsonValue] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOutput | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+        ]
+        | None
+    ) = None
+    priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+        return bool(self.stream)
+
+    @property
+    def stream_usage(self) -> tuple[bool, bool]:
+        """The usage is part of the last event always."""
+        return False, False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives a token, None for no log-probabilities."""
+        asked = "message.output_text.logprobs" in (self.include or ()) or self.top_logprobs
+        return (self.top_logprobs or 0) if asked else None
+
+    @property
+    def items(self) -> list[Json]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        return cast("list[Json]", self.input)
+
+    def chat_body(self, messages: Sequence[Json]) -> Json:
+        """Everything but the conversation in the words of chat completions, with these messages.
+
+        Raises:
+            HttpError: 400, with the field at fault.
+        """
+        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        body: Json = {"model": self.model, "messages": [*system, *messages]}
+        for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
+            body[name] = getattr(self, name)
+        body["max_completion_tokens"] = self.max_output_tokens
+        if self.num_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": self.num_logprobs}
+        if self.tools:
+            body["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(self.tools)]
+            body |= {"parallel_tool_calls": self.parallel_tool_calls, "tool_choice": _choice(self.tool_choice)}
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            body["reasoning_effort"] = self.reasoning.effort
+        if self.text is not None and self.text.format is not None:
+            body["response_format"] = _format(self.text.format)
+        return body
+
+
+def messages_of(items: Sequence[Json]) -> list[Json]:
+    """Items as messages of chat completions: what the model did in one turn is one message there.
+
+    Raises:
+        HttpError: 400, with the item at fault.
+    """
+    messages: list[Json] = []
+    thought = ""
+    for at, item in enumerate(items):
+        place = f"input[{at}]"
+        kind = item.get("type", "message" if "role" in item else None)
+        if kind == "message":
+            message = _message(item, place)
+            if message["role"] == "assistant" and thought:
+                message["reasoning"], thought = thought, ""
+            messages.append(message)
+        elif kind == "reasoning":
+            thought += _thought(item, place)
+        elif kind == "function_call":
+            function = {"name": _text(item, "name", place), "arguments": _text(item, "arguments", place)}
+            call = {"id": _text(item, "call_id", place), "type": "function", "function": function}
+            last: Json | None = (
+                messages[-1] if messages and messages[-1]["role"] == "assistant" and not thought else None
+            )
+            if last is None:
+                last = {"role": "assistant", "content": None} | ({"reasoning": thought} if thought else {})
+                thought = ""
+                messages.append(last)
+            last.setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            output = item.get("output")
+            content = output if isinstance(output, str) else _parts(output, f"{place}.output")
+            messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", place), "content": content})
+        else:
+            raise refuse(
+                f"{place}.type",
+                f"served are message, function_call, function_call_output and reasoning; got {shown(kind)}",
+                code="unsupported_parameter",
+            )
+    return messages
+
+
+def _message(item: Json, place: str) -> Json:
+    role, content = item.get("role"), item.get("content")
+    if role not in ("user", "assistant", "system", "developer"):
+        raise refuse(f"{place}.role", f'expected "user", "assistant", "system" or "developer"; got {shown(role)}')
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    return {"role": role, "content": _parts(content, f"{place}.content")}
+
+
+def _parts(content: object, place: str) -> list[Json]:
+    if not isinstance(content, list) or not content:
+        raise refuse(place, f"expected a string or a list of text parts; got {shown(cast('object', content))}")
+    parts: list[Json] = []
+    for at, part in enumerate(cast("list[object]", content)):
+        where = f"{place}[{at}]"
+        kind = cast("Json", part).get("type") if isinstance(part, dict) else None
+        name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+        if name is None:
+            raise refuse(f"{where}.type", f"only text is served; got {shown(kind)}", code="unsupported_parameter")
+        parts.append({"type": "text", "text": _text(cast("Json", part), name, where)})
+    return parts
+
+
+def _thought(item: Json, place: str) -> str:
+    """The text of a reasoning item: the reasoning itself, else its summary."""
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if isinstance(parts, list) and parts:
+            listed = enumerate(cast("list[Json]", parts))
+            return "".join(_text(part, "text", f"{place}.{name}[{at}]") for at, part in listed)
+    return ""
+
+
+def _text(item: object, name: str, place: str) -> str:
+    value = cast("Json", item).get(name) if isinstance(item, dict) else None
+    if not isinstance(value, str):
+        raise refuse(f"{place}.{name}", f"expected a string; got {shown(value)}")
+    return value
+
+
+def _tool(tool: dict[str, JsonValue], place: str) -> Json:
+    if tool.get("type") != "function":
+        kind = shown(tool.get("type"))
+        raise refuse(f"{place}.type", f"this server runs no tools of its own; got {kind}", code="unsupported_parameter")
+    named = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in named if tool.get(name) is not None}}
+
+
+def _choice(choice: str | dict[str, JsonValue] | None) -> object:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        offered = choice.get("tools")
+        listed = [
+            {"type": "function", "function": {"name": tool.get("name")}} if isinstance(tool, dict) else tool
+            for tool in (offered if isinstance(offered, list) else [])
+        ]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": listed}}
+    return choice
+
+
+def _format(given: dict[str, JsonValue]) -> Json:
+    if given.get("type") != "json_schema":
+        return dict(given)
+    named = ("name", "description", "schema", "strict")
+    return {"type": "json_schema", "json_schema": {name: given[name] for name in named if given.get(name) is not None}}

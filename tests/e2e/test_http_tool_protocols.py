@@ -1,0 +1,140 @@
+"""Reasoning and tool calls in the words of each protocol, through each official client, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+
+from fakes.dialects import QWEN3, frontends_with
+from fakes.engine import FakeEngine, says
+from fakes.server import RunningServer
+
+SAID = (
+    "<think>\nThe user wants weather.\n</think>\n\nLet me look.\n"
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+)
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FUNCTIONS: list[dict[str, Any]] = [
+    {"name": "get_weather", "description": "Weather of a city", "parameters": SCHEMA},
+    {"name": "now", "parameters": {"type": "object", "properties": {}}},
+]
+HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer(FakeEngine(says(SAID)), frontend=frontends_with(QWEN3)) as running:
+        yield running
+
+
+@pytest.fixture(params=[1, 7, 1000], autouse=True)
+def batch(request: pytest.FixtureRequest, server: RunningServer) -> None:
+    server.engine.batch = request.param
+
+
+def prompt_of(server: RunningServer) -> str:
+    return bytes(server.engine.requests[-1].prompt_ids).decode()
+
+
+def test_anthropic(server: RunningServer) -> None:
+    tools: Any = [
+        {"name": each["name"], "description": each.get("description", ""), "input_schema": each["parameters"]}
+        for each in FUNCTIONS
+    ]
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.create(model="tiny", max_tokens=500, messages=HELLO, tools=tools)
+        with client.messages.stream(model="tiny", max_tokens=500, messages=HELLO, tools=tools) as stream:
+            streamed = stream.get_final_message()
+        for answer in (whole, streamed):
+            blocks: list[Any] = answer.content
+            assert [block.type for block in blocks] == ["thinking", "text", "tool_use", "tool_use"]
+            assert (blocks[0].thinking, blocks[1].text) == ("The user wants weather.", "Let me look.")
+            assert [(block.name, block.input) for block in blocks[2:]] == [
+                ("get_weather", {"city": "Köln"}),
+                ("now", {}),
+            ]
+            assert answer.stop_reason == "tool_use"
+        result: Any = {
+            "type": "tool_result",
+            "tool_use_id": blocks[2].id,
+            "content": [{"type": "text", "text": "Rain"}],
+        }
+        other: Any = {"type": "tool_result", "tool_use_id": blocks[3].id, "content": "Noon"}
+        answered: list[Any] = [
+            *HELLO,
+            {"role": "assistant", "content": [block.model_dump() for block in blocks]},
+            {"role": "user", "content": [result, other, {"type": "text", "text": "So?"}]},
+        ]
+        client.messages.create(model="tiny", max_tokens=500, messages=answered, tools=tools)
+    prompt = prompt_of(server)
+    assert prompt.index("Rain") < prompt.index("Noon") < prompt.index("So?")
+    assert "get_weather" in prompt and "Köln" in prompt
+
+
+def test_responses(server: RunningServer) -> None:
+    tools: Any = [{"type": "function", "strict": False, **each} for each in FUNCTIONS]
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        whole = client.responses.create(model="tiny", input="Hi", tools=tools)
+        with client.responses.stream(model="tiny", input="Hi", tools=tools) as stream:
+            kinds = [event.type for event in stream]
+            streamed = stream.get_final_response()
+        assert "response.reasoning_text.delta" in kinds
+        assert kinds.count("response.function_call_arguments.done") == 2
+        for answer in (whole, streamed):
+            output: list[Any] = answer.output
+            assert [item.type for item in output] == ["reasoning", "message", "function_call", "function_call"]
+            assert output[0].content[0].text == "The user wants weather."
+            assert answer.output_text == "Let me look."
+            assert [(item.name, json.loads(item.arguments)) for item in output[2:]] == [
+                ("get_weather", {"city": "Köln"}),
+                ("now", {}),
+            ]
+            assert answer.usage is not None
+            assert 0 < answer.usage.output_tokens_details.reasoning_tokens < answer.usage.output_tokens
+        results: Any = [
+            {"type": "function_call_output", "call_id": item.call_id, "output": said}
+            for item, said in zip(whole.output[2:], ("Rain", "Noon"), strict=True)
+        ]
+        client.responses.create(model="tiny", input=results, previous_response_id=whole.id, tools=tools)
+        kept = prompt_of(server)
+        assert kept.index("Köln") < kept.index("Rain") < kept.index("Noon")
+        # The client may as well send everything itself.
+        history: Any = [{"role": "user", "content": "Hi"}, *(item.model_dump() for item in whole.output), *results]
+        client.responses.create(model="tiny", input=history, tools=tools, store=False)
+    assert prompt_of(server) == kept
+
+
+async def test_ollama(server: RunningServer) -> None:
+    tools = [{"type": "function", "function": each} for each in FUNCTIONS]
+    client = ollama.AsyncClient(host=server.url)
+    whole = (await client.chat(model="tiny", messages=HELLO, tools=tools)).message
+    thinking = content = ""
+    calls: list[ollama.Message.ToolCall] = []
+    async for part in await client.chat(model="tiny", messages=HELLO, tools=tools, stream=True):
+        thinking += part.message.thinking or ""
+        content += part.message.content or ""
+        calls += part.message.tool_calls or []
+    assert (whole.thinking, whole.content) == (thinking, content) == ("The user wants weather.", "Let me look.")
+    for made in (whole.tool_calls, calls):
+        assert made is not None
+        assert [(call.function.name, call.function.arguments) for call in made] == [
+            ("get_weather", {"city": "Köln"}),
+            ("now", {}),
+        ]
+    answered = [
+        *HELLO,
+        whole,
+        {"role": "tool", "content": "Rain", "tool_name": "get_weather"},
+        {"role": "tool", "content": "Noon", "tool_name": "now"},
+    ]
+    await client.chat(model="tiny", messages=answered, tools=tools)
+    await client._client.aclose()
+    prompt = prompt_of(server)
+    assert prompt.index("Köln") < prompt.index("Rain") < prompt.index("Noon")
