@@ -72,7 +72,7 @@ class GaudiAllocator(Allocator):
     def plan(self, cache: KVCache, limits: MemoryLimits) -> MemoryPlan:
         cache = own(cache)
         free, total = self._measure()
-        num_pages = min(limits.max_pages, cache.most_pages)
+        num_pages = min(limits.max_pages, cache.reserved_pages)
         if limits.kv_bytes is not None:
             num_pages = min(num_pages, limits.kv_bytes // cache.spec.page_bytes)
         if num_pages < MIN_PAGES:
@@ -92,8 +92,8 @@ class GaudiAllocator(Allocator):
     def commit(self, cache: KVCache, num_pages: int) -> None:
         """Nothing moves: the memory was taken by `reserve`, and stays while an engine sleeps."""
         cache = own(cache)
-        if not MIN_PAGES <= num_pages <= cache.most_pages:
-            raise OutOfMemory(f"cannot commit {num_pages} pages: expected {MIN_PAGES} to {cache.most_pages}")
+        if not MIN_PAGES <= num_pages <= cache.reserved_pages:
+            raise OutOfMemory(f"cannot commit {num_pages} pages: expected {MIN_PAGES} to {cache.reserved_pages}")
         cache.num_pages = num_pages
 
     def copy_pages(self, cache: KVCache, source: Sequence[int], destination: Sequence[int]) -> None:

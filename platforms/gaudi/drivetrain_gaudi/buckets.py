@@ -93,4 +93,4 @@ def doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 def _range(buckets: tuple[int, ...]) -> str:
-    return f"{buckets[0]} to {buckets[-1]}" if len(buckets) > 1 else str(buckets[0])
+    return f"{buckets[0]} to {buckets[-1]}" if buckets[0] < buckets[-1] else str(buckets[0])

@@ -32,7 +32,7 @@ class GaudiCache(KVCache):
     def __init__(self, spec: KVSpec, num_pages: int, device: torch.device, fp8_max: float | None) -> None:
         self.spec = spec
         self.num_pages = MIN_PAGES
-        self.most_pages = num_pages
+        self.most_pages = self.reserved_pages = num_pages
         self._fp8_max = fp8_max if spec.dtype == "fp8_e4m3" else None
         dtype = _STORED[spec.dtype]
         shapes = [(num_pages * spec.page_size, layer.num_kv_heads, layer.head_dim) for layer in spec.layers]

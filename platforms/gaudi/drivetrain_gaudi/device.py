@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import cast
-
-import torch
 
 from drivetrain_gaudi.allocator import GaudiAllocator
 from drivetrain_gaudi.attention import GaudiAttention
@@ -62,7 +59,7 @@ class GaudiDevice(Device):
         self.ledger = ShapeLedger(options.new_shapes)
         limit_s = rank.timeout_s if rank.world > 1 else None
         self.runtime = GaudiRuntime(habana, self.ledger, limit_s=limit_s)
-        self.allocator = GaudiAllocator(habana.device, habana.hpu.mem_get_info, generation.fp8_max)
+        self.allocator = self._allocator = GaudiAllocator(habana.device, habana.hpu.mem_get_info, generation.fp8_max)
         self.attention = GaudiAttention(habana.fused_sdpa, self.ledger)
         self.ops = GaudiOps(habana.fused_rms_norm)
         self.communicator = _communicator(rank, habana)
@@ -84,7 +81,7 @@ class GaudiDevice(Device):
 
     def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
         """Nothing compiles ahead; the allocator learns what weights and the largest step will take."""
-        self.allocator.expected_bytes = (
+        self._allocator.expected_bytes = (
             ("weights", weight_bytes(spec, limits)),
             ("the largest step", step_bytes(spec, limits)),
         )
@@ -123,4 +120,4 @@ def _communicator(rank: RankInfo, habana: Habana) -> Communicator:
     if rank.world == 1:
         return SoleRank()
     load_collectives()
-    return HcclCommunicator(rank, cast("torch.device", habana.device), habana.collectives)
+    return HcclCommunicator(rank, habana.device, habana.collectives)

@@ -65,7 +65,7 @@ class _Tape(TorchDispatchMode):
         elif isinstance(result, (list, tuple)) or result is None:
             call = self._graph.call_function(func, node_args, node_kwargs)
             for index, part in enumerate(result or ()):
-                if isinstance(part, torch.Tensor):
+                if isinstance(part, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                     self._nodes[part] = self._graph.call_function(operator.getitem, (call, index))
         elif any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
             raise Unsupported(
