@@ -19,7 +19,7 @@ ACCELERATOR = $(if $(filter auto cuda,$(BACKEND)),$(if $(NVIDIA_DRIVER),cuda))
 CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_cuda.probe import torch_cuda_build as build; sys.exit(build() is None)"
 READY = $(VENV)/.ready$(addprefix -,$(ACCELERATOR))
 
-.PHONY: help serve test test-all check check-deploy docs bench clean
+.PHONY: help serve test test-all check check-deploy pictures docs bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ $(VENV)/.ready-deploy: $(INPUTS) | $(VENV)/.ready-dev
 
 check-deploy: $(VENV)/.ready-deploy ## Lint and render Dockerfiles, compose file and Helm chart
 	$(RUN)/python -m pytest tests/deploy
+
+pictures: $(VENV)/.ready-dev ## Take the pictures of the README again; wants chromium and prometheus
+	PICTURES_FOLDER=docs/pictures $(RUN)/python -m pytest tests/e2e/test_pictures.py
 
 docs: $(VENV)/.ready-dev ## Write the generated pages and Dockerfiles again
 	$(RUN)/python -m drivetrain_server.config_docs > docs/config.md

@@ -53,10 +53,15 @@ def fresh_environment(folder: Path, wheels: Sequence[Path]) -> Environment:
     made = Environment(folder)
     # Searched after the environment's own packages, and its .pth files (editable installs) are not followed.
     (made.site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install(folder, wheels)
+    return made
+
+
+def install(folder: Path, wheels: Sequence[Path]) -> None:
+    """Install wheels into an environment, without their dependencies and without a network."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     target = ["--python", str(folder / "bin" / "python")]
     _run([*pip, *target, "install", "--no-deps", "--no-index", *map(str, wheels)])
-    return made
 
 
 def build(source: Path, kind: Literal["wheel", "sdist"], out: Path) -> Path:

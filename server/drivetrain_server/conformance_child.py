@@ -18,27 +18,27 @@ from drivetrain_plugins.conformance.check import LEVELS, Level
 from drivetrain_plugins.conformance.report import CheckResult, ConformanceReport
 
 if TYPE_CHECKING:
-    from drivetrain_plugins.spec import BackendSpec
-    from drivetrain_plugins.status import Origin
+    from drivetrain_plugins.status import BackendState
 
 
 def check_backend(
-    spec: BackendSpec,
+    state: BackendState,
     options: Mapping[str, object],
     on_result: Callable[[CheckResult], None],
     *,
     levels: Sequence[Level] = LEVELS,
-    origin: Origin | None = None,
 ) -> ConformanceReport:
     """Run the checks of these levels on a backend that is ready.
 
     Args:
-        origin: the package that the backend comes from, for the report.
+        state: what was found of the backend; the report names its package, and what its probe says of drivers.
         on_result: told of each result as it comes.
 
     Raises:
         BackendError: the process ended before its report, with its last words.
     """
+    spec = state.spec
+    assert spec is not None, "a ready backend has a spec"
     command = [sys.executable, "-m", "drivetrain_plugins.conformance", spec.backend, json.dumps(dict(options))]
     command.append(json.dumps(list(levels)))
     environment = dict(spec.environment) | os.environ
@@ -59,6 +59,7 @@ def check_backend(
     if report is None:
         raise BackendError(f"checking {spec.name!r} ended with status {child.returncode} before a report: {said}")
     versions = {"drivetrain": __version__} | dict(report.versions)
-    if origin is not None and origin.distribution != "drivetrain":
-        versions = {origin.distribution: origin.version} | versions
+    versions |= {name: found for name, found in state.details.items() if isinstance(found, str)}
+    if state.origin is not None and state.origin.distribution != "drivetrain":
+        versions = {state.origin.distribution: state.origin.version} | versions
     return dataclasses.replace(report, name=spec.name, versions=versions)

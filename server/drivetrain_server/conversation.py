@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.dialects.choose import Dialect, Reader, prompt_end
 from drivetrain.dialects.forms import CallForm, Tool
-from drivetrain.dialects.grammar import call_grammar
+from drivetrain.dialects.grammar import call_grammar, form_of_content
 from drivetrain.dialects.prompting import tools_in_words, with_words, without_calls
 from drivetrain.frontend import Chat, Frontend, Json
 from drivetrain.grammar import Grammar
@@ -27,15 +27,20 @@ class Conversation:
 
     Attributes:
         sampling: values for fields of `SamplingParams` that the conversation asks for by itself.
+        form: what the demanded form of the answer becomes in this conversation; None leaves it as it is.
     """
 
     prompt_ids: list[int]
     sampling: dict[str, object]
     turns: Turns
+    form: Grammar | None = None
 
 
-async def prepare(frontend: Frontend, fields: ChatFields) -> Conversation:
+async def prepare(frontend: Frontend, fields: ChatFields, form: Grammar | None = None) -> Conversation:
     """Render, encode and choose how answers are read.
+
+    Args:
+        form: the form that the request demands of the answer; reasoning goes before it.
 
     Raises:
         HttpError: 400, with the field at fault.
@@ -51,13 +56,16 @@ async def prepare(frontend: Frontend, fields: ChatFields) -> Conversation:
         return Conversation(prompt_ids=prompt_ids, sampling=sampling, turns=Turns())
     tools = use.tools if reads_calls else dict[str, Tool]()
     reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, fields)
+    if form is not None:
+        form = form_of_content(dialect, form, frontend.special_tokens, reasons=reasons)
+        reasons = reasons and form is not None
     max_calls = 1 << 20 if use.parallel else 1
 
     def reader() -> Reader:
         return dialect.reader(tools, reasons=reasons, max_calls=max_calls)
 
     shown = dialect.shown if reads_calls else dialect.shown_reasoning
-    return Conversation(prompt_ids=prompt_ids, sampling=sampling, turns=Turns(reader, shown))
+    return Conversation(prompt_ids=prompt_ids, sampling=sampling, turns=Turns(reader, shown), form=form)
 
 
 def chat_of(frontend: Frontend, fields: ChatFields) -> Chat:

@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 from drivetrain.errors import BackendError, BackendNotReady
 from drivetrain_plugins.conformance.page import as_markdown
 from drivetrain_plugins.spec import BackendSpec
+from drivetrain_plugins.status import BackendState, Origin, Status
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.conformance_child import check_backend
 
 
-def spec(backend: str, **environment: str) -> BackendSpec:
-    return BackendSpec(
+def state(backend: str, **environment: str) -> BackendState:
+    spec = BackendSpec(
         name="acme",
         contract=(1, 1),
         priority=1,
@@ -25,6 +26,9 @@ def spec(backend: str, **environment: str) -> BackendSpec:
         description="x",
         environment=environment,
     )
+    origin = Origin(distribution="drivetrain-acme", version="4.2", entry_point="acme", target="acme.plugin")
+    details = {"driver": "7.1", "cards": 2}
+    return BackendState(name="acme", status=Status.READY, spec=spec, origin=origin, details=details)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_cpu_keeps_the_contract_and_the_report_is_json(outside: Path) -> None:
     assert verdicts == {"core": "kept", "graphs": "not claimed", "quantized": "not claimed", "parallel": "kept"}
     assert levels["parallel"]["passed"] == 1
     assert sum(level["passed"] for level in levels.values()) == list(outcomes.values()).count("passed")
-    assert report["versions"].keys() == {"drivetrain", "python", "torch", "system"}
+    assert report["versions"].keys() >= {"drivetrain", "python", "torch", "system"}
     assert "cpu on " in result.stderr and "keeps the contract (core, parallel)" in result.stderr
     text = page.read_text()
     assert text.startswith("# Conformance of cpu\n\nKeeps the contract (core, parallel).\n")
@@ -94,30 +98,34 @@ def test_backend_that_is_not_there_is_an_error(outside: Path) -> None:
     assert isinstance(result.exception, BackendNotReady)
 
 
-def test_backend_that_breaks_the_contract_is_reported_check_by_check(outside: Path) -> None:
+@pytest.mark.parametrize("error", ["BackendError", "RuntimeError"])
+def test_backend_that_breaks_the_contract_is_reported_check_by_check(outside: Path, error: str) -> None:
     (outside / "unopenable.py").write_text(
         "import os\nfrom drivetrain_plugins.contract.backend import Backend\n"
         "from drivetrain_plugins.errors import BackendError\n"
         "class Unopenable(Backend):\n"
         "    def open(self, rank, options):\n"
-        "        raise BackendError(f'no device, {os.environ[\"ACME\"]}')\n"
+        f"        raise {error}(f'no device, {{os.environ[\"ACME\"]}}')\n"
     )
     seen = []
-    report = check_backend(spec("unopenable:Unopenable", ACME="says acme"), {}, seen.append)
+    report = check_backend(state("unopenable:Unopenable", ACME="says acme"), {}, seen.append)
     assert not report.passed
     assert report.device == ""
     assert tuple(seen) == report.results
     failed = [result for result in report.results if result.outcome == "failed"]
     assert len(failed) == len(report.results) > 50
-    assert "BackendError: no device, says acme" in failed[0].reason
+    assert f"{error}: no device, says acme" in failed[0].reason
     assert report.verdict == "breaks the contract (core, graphs, quantized, parallel)"
     page = as_markdown(report)
     assert page.startswith("# Conformance of acme\n\nBreaks the contract (core, graphs, quantized, parallel).\n")
     assert "| device | did not open |" in page
+    assert list(report.versions) == ["drivetrain-acme", "drivetrain", "python", "torch", "system", "driver"]
+    assert "| drivetrain-acme | 4.2 |" in page
+    assert "| driver | 7.1 |" in page
     assert "| parallel | broken | the device did not open | 0 | 1 | 0 |" in page
 
 
 def test_process_that_dies_is_an_error_with_its_last_words(outside: Path) -> None:
     (outside / "dying.py").write_text("import os\nprint('driver fault', flush=True)\nos._exit(7)\n")
     with pytest.raises(BackendError, match="checking 'acme' ended with status 7 before a report: driver fault"):
-        check_backend(spec("dying:Backend"), {}, lambda result: None)
+        check_backend(state("dying:Backend"), {}, lambda result: None)

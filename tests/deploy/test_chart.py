@@ -12,7 +12,7 @@ import yaml
 from drivetrain.config import load_config
 from drivetrain.messages import EngineStats
 from drivetrain_server.pages import PAGES
-from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.telemetry import Telemetry, render
 
 MISSING = "the extra deploy is not installed; `make check-deploy` does that"
 helm = pytest.importorskip("helm_python.chart", reason=MISSING)
@@ -132,7 +132,7 @@ def test_each_platform_asks_for_its_devices_and_image(chart: Path, platform: str
 def test_it_scales_by_a_metric_that_the_server_has(chart: Path) -> None:
     manifests = rendered(chart, EVERYTHING)
     (metric,) = manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]
-    exported = Telemetry().render(ready=True, info=None, stats=EngineStats()).decode()
+    exported = render([Telemetry().reading(open_requests=0)], ready=True, info=None, stats=EngineStats()).decode()
     assert f"\n{metric['pods']['metric']['name']} " in exported
     assert "replicas" not in manifests["Deployment"]["spec"]
 

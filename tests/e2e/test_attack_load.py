@@ -120,6 +120,48 @@ def test_a_reader_that_stops_is_ended_and_frees_its_pages(tiny_server: ServeProc
     assert tiny_server.complete(prompt="Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
+LONG_PROMPT = [10 + at % 400 for at in range(1900)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "body"),
+    [
+        ("queued", {"max_tokens": 40}),
+        ("prefilling", {"prompt": LONG_PROMPT, "max_tokens": 4}),
+        ("decoding", {"max_tokens": 1500}),
+        ("streaming", {"max_tokens": 1500, "stream": True}),
+        ("streaming three", {"max_tokens": 1500, "stream": True, "n": 3, "temperature": 1}),
+        ("decoding of two prompts", {"max_tokens": 1500, "prompt": ["one", "two"]}),
+    ],
+)
+def test_a_client_that_leaves_frees_its_pages_whatever_the_engine_is_doing(
+    limited: ServeProcess, phase: str, body: dict[str, Any]
+) -> None:
+    def gauge(name: str) -> float:
+        return limited.metric(f"drivetrain_requests_{name}")
+
+    aside: list[socket.socket] = []
+    if phase == "queued":
+        aside = [_open(limited.port, BODY | {"max_tokens": 1500, "stream": True}) for _ in range(4)]
+        _until(lambda: gauge("running") == 4)
+    steps = limited.metric("drivetrain_generated_tokens_total")
+    with _open(limited.port, BODY | body) as connection:
+        if phase == "queued":
+            _until(lambda: gauge("waiting") == 1)
+        elif phase == "prefilling":
+            _until(lambda: limited.pages()["used"] > 0)
+            assert limited.metric("drivetrain_generated_tokens_total") == steps, "nothing was generated yet"
+        elif "stream" in phase:
+            assert b"data: {" in connection.recv(65536) + connection.recv(65536)
+        else:
+            _until(lambda: limited.metric("drivetrain_generated_tokens_total") > steps + 4)
+    _until(lambda: gauge("waiting") == 0 and gauge("running") == len(aside), within_s=5)
+    for each in aside:
+        each.close()
+    limited.assert_all_pages_back(799, within_s=5)
+    assert limited.http.get("/ready").json()["open_requests"] == 0
+
+
 @pytest.mark.slow
 def test_storms_of_leaving_clients_leave_no_page_and_no_memory(tiny_server: ServeProcess) -> None:
     sizes: list[tuple[int, int]] = []

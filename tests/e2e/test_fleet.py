@@ -157,3 +157,9 @@ def test_sigterm_lets_every_process_finish(fleet: ServeProcess) -> None:
         assert {answer.json()["error"]["code"] for answer in late} == {"draining"}
         assert [answer.result().text for answer in running if answer.result().status_code != 200] == []
     assert fleet.process.wait(20) == 0
+
+
+def test_a_text_layer_that_cannot_be_loaded_ends_the_server_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
+    config = 'chat_template = "missing.jinja"\n' + CONFIG
+    with pytest.raises(AssertionError, match=r"cannot read missing\.jinja"), ServeProcess(tmp_path, tiny_model, config):
+        pass

@@ -65,10 +65,11 @@ def test_every_mark_has_its_block() -> None:
 @pytest.mark.parametrize(("said", "language", "code"), BLOCKS, ids=[said for said, _, _ in BLOCKS])
 def test_block_runs(said: str, language: str, code: str, url: str, tmp_path: Path) -> None:
     interpreter = [sys.executable, "-W", "error", "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
         [*interpreter, code.replace(ADDRESS, url)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": path},
         capture_output=True,
         text=True,
         timeout=120,

@@ -242,3 +242,26 @@ def test_tokenize_counts_the_tools_too(server: RunningServer) -> None:
         plain = http.post("/tokenize", json={"messages": HELLO}).json()["count"]
         body = {"messages": HELLO, "tools": [WEATHER]}
         assert http.post("/tokenize", json=body).json()["count"] > plain + 50
+
+
+def test_a_demanded_form_is_that_of_the_content_behind_reasoning_that_the_prompt_began() -> None:
+    engine = FakeEngine(says('Hm.</think>{"a": 1}'))
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    with (
+        RunningServer(engine, frontend=frontends_with(OPENS_THINKING)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        message = ask(client, tools=openai.omit, response_format=schema).choices[0].message
+        behind = engine.requests[-1].params.grammar
+        engine.script = says("yes")
+        chosen = ask(client, tools=openai.omit, extra_body={"guided_choice": ["yes", "no"]}).choices[0].message
+        alone = engine.requests[-1].params.grammar
+    assert (message.reasoning, message.content) == ("Hm.", '{"a": 1}')
+    assert behind.kind == "lark" and "</think>" in behind.value
+    assert (chosen.reasoning, chosen.content) == (None, "yes")
+    assert alone.kind == "choice"
+
+
+def test_tools_and_another_form_exclude_each_other_where_a_call_is_required(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="the tools demand a form"):
+        ask(client, tool_choice="required", response_format={"type": "json_object"})

@@ -30,6 +30,7 @@ class ServeProcess:
         program: what Python runs, with the command line in `sys.argv`.
         environment: further variables.
         python: the interpreter; this one if None.
+        start_limit_s: how long it may take until it is ready.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class ServeProcess:
         program: str = MAIN,
         environment: Mapping[str, str] | None = None,
         python: Path | None = None,
+        start_limit_s: float = START_LIMIT_S,
     ) -> None:
         (folder / "drivetrain.toml").write_text(config)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.name = name
+        self.start_limit_s = start_limit_s
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "serve.log").open("w+")
         arguments = ["serve", "--model", str(model), "--served-model-name", name, "--port", str(self.port)]
@@ -76,7 +79,7 @@ class ServeProcess:
         self.kill()
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + self.start_limit_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.tail()
             try:
@@ -85,7 +88,7 @@ class ServeProcess:
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-        raise AssertionError(f"not ready within {START_LIMIT_S} s\n{self.tail()}")
+        raise AssertionError(f"not ready within {self.start_limit_s:g} s\n{self.tail()}")
 
     def tail(self) -> str:
         self.log.flush()

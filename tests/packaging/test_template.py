@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from fresh_environment import REPOSITORY, Environment, build, fresh_environment
+from fresh_environment import REPOSITORY, Environment, build, fresh_environment, install
 from plugin_packages import PluginPackages
 from tiny_llama_folder import write_tiny_llama
 from tiny_tokenizers import write_byte_level_folder
@@ -84,3 +85,27 @@ def test_broken_package_is_listed_with_its_reason_and_harms_nobody(environment: 
     assert states["acme"]["status"] == "ready"
     shown = environment.run("drivetrain", "backends").stdout
     assert "wreck_sdk_that_is_missing" in shown
+
+
+@pytest.mark.slow
+def test_a_renamed_copy_is_a_backend_of_its_own(environment: Environment, tmp_path: Path) -> None:
+    """What the tutorial begins with: copy the folder, rename `acme` throughout, install it."""
+    copy = tmp_path / "zenith"
+    shutil.copytree(TEMPLATE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in sorted(copy.rglob("*"), reverse=True):
+        if path.is_file():
+            path.write_text(path.read_text("utf-8").replace("acme", "zenith").replace("Acme", "Zenith"), "utf-8")
+        path.rename(path.with_name(path.name.replace("acme", "zenith")))
+    install(environment.folder, [build(copy, "wheel", tmp_path / "wheel")])
+    done = environment.run("drivetrain", "backends", "--json", "--backend", "zenith")
+    listed = json.loads(done.stdout)
+    states = {state["name"]: state["status"] for state in listed["backends"]}
+    assert (states["zenith"], states["acme"], listed["selected"]) == ("ready", "ready", "zenith")
+    tied = environment.run("drivetrain", "backends", check=False)
+    assert tied.returncode == 1
+    assert "'acme' (drivetrain-acme 0.1.0) and 'zenith' (drivetrain-zenith 0.1.0) are ready and share" in tied.stdout
+    page = tmp_path / "CONFORMANCE.md"
+    arguments = ["--check", "zenith", "--level", "core", "--report", str(page)]
+    done = environment.run("drivetrain", "backends", *arguments, time_limit_s=400)
+    assert "keeps the contract (core)" in done.stdout
+    assert "| drivetrain-zenith | 0.1.0 |" in page.read_text("utf-8")

@@ -16,7 +16,7 @@ from fakes.serve_process import ServeProcess
 from fakes.tiny_model import write_tiny_model
 from fresh_environment import REPOSITORY, Environment, build, fresh_environment
 
-pytest.importorskip("pyopencl", reason="needs pyopencl")
+pytestmark = pytest.mark.slow
 EXAMPLES = [REPOSITORY / "examples" / name for name in ("opencl_backend", "toy_executor")]
 CONFIG = """
 dtype = "float32"
@@ -40,7 +40,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def server(environment: Environment, smollm2_path: Path) -> Iterator[ServeProcess]:
     """`drivetrain serve` in that environment, told nothing of a backend."""
     running = ServeProcess(
-        environment.folder, smollm2_path, CONFIG, python=environment.python, environment=environment.variables
+        environment.folder,
+        smollm2_path,
+        CONFIG,
+        python=environment.python,
+        environment=environment.variables,
+        start_limit_s=400,
     )
     with running:
         yield running

@@ -19,8 +19,11 @@ from drivetrain_plugins.contract.runtime import Runtime
 REPOSITORY = Path(__file__).parents[2]
 PAGES = REPOSITORY / "docs" / "backends"
 TEMPLATE = REPOSITORY / "plugins" / "template"
-OPENCL = REPOSITORY / "examples" / "opencl_backend"
-BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLES = {
+    "drivetrain_opencl": REPOSITORY / "examples" / "opencl_backend",
+    "drivetrain_toy": REPOSITORY / "examples" / "toy_executor",
+}
+BLOCK = re.compile(r"^ *```(\w+)(?: title=\"(.+?)\")?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
@@ -37,7 +40,7 @@ CODE = [
 
 @pytest.mark.parametrize(("title", "code"), CODE)
 def test_code_is_taken_from_a_package(title: str, code: str) -> None:
-    package = OPENCL if title.startswith("drivetrain_opencl/") else TEMPLATE
+    package = EXAMPLES.get(title.split("/", maxsplit=1)[0], TEMPLATE)
     source = (package / title).read_text(encoding="utf-8")
     assert code in source, f"{title} in {package.name} no longer holds this block:\n{code}"
 

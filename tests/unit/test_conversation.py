@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import pytest
 
 from drivetrain.errors import RequestFailed
-from drivetrain_server.cli.conversation import Conversation, read_message
+from drivetrain_server.cli.conversation import Conversation, Thought, read_message
 from drivetrain_server.cli.remote_talker import RemoteTalker
 from drivetrain_server.http_client import Endpoint
 from fakes.sse_server import Answer, events, sse_server
@@ -133,3 +134,45 @@ async def test_remote_error_in_the_stream_is_raised():
         talker = RemoteTalker(endpoint=Endpoint(url=server.url), model="m")
         with pytest.raises(RequestFailed, match="engine died"):
             _ = [piece async for piece in talker.answer([])]
+
+
+async def test_undo_takes_back_a_message_with_its_answer():
+    talk, echo = Conversation(system="be brief"), Echo()
+    assert talk.command("/undo") == "nothing to take back yet"
+    for text in ("one", "two"):
+        talk.say(text)
+        await talk.ask(echo, lambda _: None)
+    assert talk.command("/undo") == "taken back"
+    assert [turn["content"] for turn in talk.messages()] == ["be brief", "one", "one "]
+    talk.say("never answered")
+    talk.command("/undo")
+    talk.command("/undo")
+    assert talk.turns == []
+
+
+async def test_save_writes_what_would_be_sent(tmp_path):
+    talk = Conversation(system="be brief")
+    talk.say("Grüße")
+    await talk.ask(Echo(), lambda _: None)
+    path = tmp_path / "said.json"
+    assert talk.command(f"/save {path}") == f"wrote 3 messages to {path}"
+    assert json.loads(path.read_text(encoding="utf-8")) == {"messages": talk.messages()}
+    assert talk.command("/save") == "/save needs the name of a file"
+    assert "cannot be written" in (talk.command(f"/save {tmp_path}") or "")
+
+
+async def test_thoughts_are_shown_and_not_sent_again():
+    thought = {"choices": [{"delta": {"reasoning_content": "hmm"}}]}
+    said = {"choices": [{"delta": {"content": "yes"}}]}
+    shown: list[str] = []
+    talk = Conversation()
+    talk.say("really?")
+    async with sse_server(lambda *_: Answer(events(thought, said))) as server:
+        await talk.ask(RemoteTalker(endpoint=Endpoint(url=server.url), model="m"), shown.append)
+    assert [(type(piece), piece) for piece in shown] == [
+        (Thought, "hmm"),
+        (Thought, "\n\n"),
+        (str, "yes"),
+        (str, "\n"),
+    ]
+    assert talk.turns[-1] == {"role": "assistant", "content": "yes"}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from drivetrain.config import load_config
+from drivetrain.dialects.forms import ReasoningFamily, ToolFamily
+from drivetrain.dialects.reasoning_families import REASONING_FAMILIES
+from drivetrain.dialects.spelling import written_calls
+from drivetrain.dialects.tool_families import TOOL_FAMILIES
 from drivetrain.messages import EngineInfo, EngineStats
 from drivetrain.models.families import FAMILIES, olmo2
 from drivetrain.models.families.blocks import _LISTS, _OPTIONAL, _REQUIRED, _SCALINGS
@@ -19,9 +24,23 @@ from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.messages import MessagesRequest
+from drivetrain_server.wire.ollama import OllamaChat, OllamaGenerate
+from drivetrain_server.wire.responses import ResponsesRequest
 from drivetrain_server.wire.sampling import SamplingFields
 from drivetrain_server.wire.tokens import Detokenize, TokenizeChat, TokenizeText
-from drivetrain_server.wire.unservable import CHAT, COMMON, COMPLETIONS, EMBEDDINGS
+from drivetrain_server.wire.unservable import (
+    CHAT,
+    COMMON,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MESSAGES,
+    OLLAMA,
+    OLLAMA_OPTIONS,
+    RESPONSES,
+)
+
+OTHERS = (("messages", MESSAGES), ("responses", RESPONSES), ("ollama", OLLAMA | OLLAMA_OPTIONS))
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -63,6 +82,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
+def test_pictures_are_there_and_light() -> None:
+    named = {
+        (page.parent / path).resolve()
+        for page in PAGES
+        for path in re.findall(r'(?:!\[[^\]]*\]\(|src="|srcset=")([^")]+)', CODE.sub("", page.read_text("utf-8")))
+        if not path.startswith("http")
+    }
+    assert named == {path.resolve() for path in (DOCS / "pictures").iterdir()}
+    assert all(path.stat().st_size < 250_000 for path in named)
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     for page in DOCS.glob("*.md"):
@@ -100,6 +130,9 @@ def fields(*models: type[BaseModel], without: type[BaseModel] | None = None) -> 
         ("fields: ChatMessage", fields(ChatMessage)),
         ("fields: CompletionRequest - SamplingFields", fields(CompletionRequest, without=SamplingFields)),
         ("fields: EmbeddingRequest", fields(EmbeddingRequest)),
+        ("fields: ResponsesRequest", fields(ResponsesRequest)),
+        ("fields: MessagesRequest", fields(MessagesRequest)),
+        ("fields: OllamaChat + OllamaGenerate", fields(OllamaChat, OllamaGenerate)),
         ("fields: TokenizeText + TokenizeChat + Detokenize", fields(TokenizeText, TokenizeChat, Detokenize)),
     ],
 )
@@ -110,8 +143,11 @@ def test_tables_of_fields_are_those_of_the_wire(mark: str, expected: list[str]) 
 def test_refused_fields_have_their_reasons() -> None:
     listed = {(names(row[0])[0], row[1]): (row[2], len(names(row[3]))) for row in table("http.md", "refused")}
     known = {
-        (name, "both" if name in COMMON and route != "embeddings" else route): (rule.reason, len(rule.harmless))
-        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS))
+        (name, "both" if name in COMMON and route in ("chat", "completions") else route): (
+            rule.reason,
+            len(rule.harmless),
+        )
+        for route, rules in (("chat", CHAT), ("completions", COMPLETIONS), ("embeddings", EMBEDDINGS), *OTHERS)
         for name, rule in rules.items()
     }
     assert listed == known
@@ -179,6 +215,15 @@ def test_table_of_metrics_is_what_the_server_says() -> None:
             assert re.search(rf"^{names(row[0])[0]}\w*{{[^}}]*\b{label}=", text, re.MULTILINE), (row[0], label)
 
 
+def test_proofs_are_tests_that_exist() -> None:
+    rows = table("operations.md", "proofs")
+    assert len(rows) > 15
+    for promise, proofs in rows:
+        assert names(proofs), promise
+        for proof in names(proofs):
+            assert "\ndef test_" in (ROOT / proof).read_text("utf-8").replace("async def", "def"), proof
+
+
 def test_phases_are_those_of_the_start() -> None:
     listed = {names(row[0])[0] for row in table("operations.md", "phases")}
     source = "".join(path.read_text("utf-8") for path in (ROOT / "core/drivetrain").rglob("*.py"))
@@ -186,7 +231,27 @@ def test_phases_are_those_of_the_start() -> None:
 
 
 def test_prose_fits_the_line() -> None:
-    pages = ("guide", "http", "models", "operations", "performance", "README", "architecture", "dependencies")
+    pages = ("guide", "http", "models", "operations", "performance", "README", "architecture", "dependencies", "tools")
     for page in (*(DOCS / f"{name}.md" for name in pages), ROOT / "CONTRIBUTING.md"):
         for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
             assert len(line) <= 120 or line.startswith("|"), f"{page.name}:{number} has {len(line)} characters"
+
+
+@pytest.mark.parametrize(
+    ("mark", "families"), [("tool families", TOOL_FAMILIES), ("reasoning families", REASONING_FAMILIES)]
+)
+def test_tables_of_dialects_are_the_families(
+    mark: str, families: Mapping[str, ToolFamily] | Mapping[str, ReasoningFamily]
+) -> None:
+    rows = table("tools.md", mark)
+    assert [(names(row[0])[0], row[1]) for row in rows] == [(name, each.models) for name, each in families.items()]
+    for row, family in zip(rows, families.values(), strict=True):
+        if isinstance(family, ToolFamily) and not family.channels:
+            written = written_calls(family.forms[0], [("f", {"a": 1})])
+        elif isinstance(family, ReasoningFamily) and not family.channels:
+            written = f"{family.open}...{family.close}"
+        else:
+            continue
+        # A bar within a cell has a backslash, which the table's reader took for two cells.
+        shown = "|".join(row[2:]).replace("\\", "").strip("` ")
+        assert shown == written.replace("\n", "⏎").strip("` "), row

@@ -335,3 +335,28 @@ def test_a_lost_device_is_told_to_every_frontend(served: Running, monkeypatch: p
         assert died == Died("DeviceLost", "device 0 fell off the bus")
     served.join()
     assert isinstance(served.error, DeviceLost)
+
+
+def test_tokens_that_come_alone_travel_as_pairs_of_line_and_token(served: Running) -> None:
+    served.serve(tiny_engine())
+    frontend = served.connect()
+    frontend.send(Submit(request("a", n=2, temperature=1.0, seed=3), 40))
+    frontend.send(Submit(request("b", logprobs=1), 70))
+    frontend.send(Submit(request("c")))
+    live, lines = {("a", 0), ("a", 1), ("b", 0), ("c", 0)}, dict[int, list[int]]()
+    whole: dict[tuple[str, int], list[int]] = {}
+    while live:
+        message = frontend.receive()
+        assert isinstance(message, Updates)
+        for line, token_id in zip(message.lines, message.token_ids, strict=True):
+            lines.setdefault(line, []).append(token_id)
+            whole["a", line - 40].append(token_id)
+        for update in message.updates:
+            whole.setdefault((update.request_id, update.index), []).extend(update.token_ids)
+            if update.finish_reason is not None:
+                live.discard((update.request_id, update.index))
+    assert set(lines) == {40, 41}, "not those with log-probabilities, and not those without a line"
+    assert {line: len(tokens) for line, tokens in lines.items()} == {40: 6, 41: 6}, "all but the first and the last"
+    requests = [request("a", n=2, temperature=1.0, seed=3), request("b", logprobs=1), request("c")]
+    expected = run(tiny_engine(), requests)
+    assert whole == {key: answer[0] for key, answer in expected.items()}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from drivetrain.messages import EngineInfo, EngineStats
 from drivetrain_server.cli.app import build_app
 from drivetrain_server.cli.top_view import History, screen, sparks
-from drivetrain_server.telemetry import Telemetry
+from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.watch.figures import figures, latency
 from drivetrain_server.watch.reading import NotDrivetrain, Reading, read_metrics
 from fakes.engine import INFO, FakeEngine
@@ -42,7 +42,8 @@ NOW = EngineStats(
 def look(
     at_s: float, stats: EngineStats | None, *, telemetry: Telemetry | None = None, info: EngineInfo | None = INFO
 ) -> Reading:
-    text = (telemetry or Telemetry()).render(ready=stats is not None, info=info, stats=stats)
+    reading = (telemetry or Telemetry()).reading(open_requests=0)
+    text = render([reading], ready=stats is not None, info=info, stats=stats)
     return read_metrics(text.decode(), at_s)
 
 
@@ -142,3 +143,6 @@ def test_ps_lists_servers_while_they_live(tmp_path, monkeypatch):
         assert server.url in CliRunner().invoke(build_app("ps"), ["ps"]).stdout
         assert [path.name for path in records.iterdir()] == [f"{os.getpid()}.json"]
     assert list(records.iterdir()) == []
+    (records / "4194305.json").write_text(json.dumps({"pid": 4194305, "url": "x", "model": "m", "started": 0}))
+    with recorded("http://127.0.0.1:1", "tiny"):
+        assert [path.name for path in records.iterdir()] == [f"{os.getpid()}.json"]

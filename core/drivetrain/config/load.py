@@ -17,7 +17,7 @@ C = TypeVar("C", EngineConfig, ServerConfig)
 
 DEFAULT_FILE = "drivetrain.toml"
 FILE_VARIABLE = "DRIVETRAIN_CONFIG"
-OTHER_VARIABLES = frozenset({FILE_VARIABLE, "DRIVETRAIN_HOME", "DRIVETRAIN_DEBUG"})
+OTHER_VARIABLES = frozenset({FILE_VARIABLE, "DRIVETRAIN_HOME", "DRIVETRAIN_DEBUG", "DRIVETRAIN_URL"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

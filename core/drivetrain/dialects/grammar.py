@@ -21,6 +21,7 @@ _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 """Arguments are laid out as templates show them to models, so no answer is filled with spaces."""
 _ANY_TEXT = "/(.|\\n)*/"
 _BLANKS = "/[ \\n]{0,4}/"
+FINAL = "<|channel|>final<|message|>"
 
 
 def call_grammar(
@@ -93,9 +94,18 @@ class _Writer:
         return "\n".join(f"{name}: {body}" for name, body in ordered.items()) + "\n"
 
 
-def after_reasoning(dialect: Dialect, grammar: Grammar, special: Mapping[str, int]) -> Grammar | None:
-    """The same grammar behind reasoning that the prompt has begun; None for kinds that cannot stand behind anything."""
-    assert dialect.reasoning is not None, "a model that does not reason"
+def form_of_content(dialect: Dialect, grammar: Grammar, special: Mapping[str, int], *, reasons: bool) -> Grammar | None:
+    """A grammar of the content as one of the whole answer, where something has to go before the content.
+
+    Args:
+        reasons: the prompt has begun reasoning.
+
+    Returns:
+        None where the answer may be of the form from its first token on: it then holds no reasoning.
+    """
+    reasoning = dialect.reasoning
+    if reasoning is None or not (reasons or reasoning.channels):
+        return None
     if grammar.kind == "json_object":
         body = '%json {"type": "object"}'
     elif grammar.kind == "json_schema":
@@ -103,7 +113,11 @@ def after_reasoning(dialect: Dialect, grammar: Grammar, special: Mapping[str, in
     else:
         return None
     writer = _Writer(special)
-    writer.rule("start", f"{writer.text_until('reasoning', dialect.reasoning.close)} {_BLANKS} {body}")
+    if reasoning.channels:
+        before = f"{_analysis(writer)} {writer.literal(FINAL)}"
+    else:
+        before = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
+    writer.rule("start", f"{before} {body}")
     return Grammar(kind="lark", value=writer.text())
 
 
@@ -239,15 +253,16 @@ def _may(keywords: Sequence[str]) -> str:
 
 def _harmony(writer: _Writer, tools: Mapping[str, Tool], *, required: bool) -> Grammar:
     """One call in the channel `commentary`, after an analysis; the end token of the call ends the answer."""
-    literal = writer.literal
-    calls: list[str] = []
+    answers: list[str] = []
     for at, tool in enumerate(tools.values()):
         head = f"<|channel|>commentary to=functions.{tool.name} <|constrain|>json<|message|>"
-        calls.append(writer.rule(f"call_{at}", f"{literal(head)} {_arguments(tool)}"))
-    writer.text_until("message", "<|end|>")
-    analysis = f"({literal('<|channel|>analysis<|message|>')} message {literal('<|start|>assistant')})?"
-    others = ""
+        answers.append(writer.rule(f"call_{at}", f"{writer.literal(head)} {_arguments(tool)}"))
     if not required:
-        others = f" | {literal('<|channel|>final<|message|>')} {_ANY_TEXT}"
-    writer.rule("start", f"{analysis} ({' | '.join(calls)}{others})")
+        answers.append(f"{writer.literal(FINAL)} {_ANY_TEXT}")
+    writer.rule("start", f"{_analysis(writer)} ({' | '.join(answers)})")
     return Grammar(kind="lark", value=writer.text())
+
+
+def _analysis(writer: _Writer) -> str:
+    message = writer.text_until("message", "<|end|>")
+    return f"({writer.literal('<|channel|>analysis<|message|>')} {message} {writer.literal('<|start|>assistant')})?"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 
@@ -34,6 +35,8 @@ from drivetrain.process.frames import (
 from drivetrain.process.receiver import FrameReceiver
 
 _CONNECT_PERIOD_S = 0.02
+_SLICE = 128
+"""Tokens that are handed on before the event loop may turn to new connections and first tokens."""
 _MAX_RESUBMISSIONS = 1
 """A request that ends engines is not handed to one after the other."""
 
@@ -66,6 +69,8 @@ class EngineLink:
         self._lines: dict[int, TokenLine] = {}
         self._line_owners: dict[int, _Stream] = {}
         self._next_line = 0
+        self._left: Iterator[tuple[int, int]] = iter(())
+        self._left_came = 0.0
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._sleep_waiters: deque[asyncio.Future[Slept]] = deque()
         self._encoder = msgspec.msgpack.Encoder()
@@ -190,6 +195,7 @@ class EngineLink:
 
     def _disconnected(self, error: DrivetrainError, *, keep_unstarted: bool) -> None:
         """End what an engine that is gone has left open; requests that brought nothing may wait for the next one."""
+        self._hand_on(None)
         self._info, self._last_error, self._receiver = None, f"{error}; it is being started again", None
         for waiter in self._stats_waiters:
             if not waiter.done():
@@ -206,6 +212,7 @@ class EngineLink:
         stream.sink.fail(error)
 
     def _take(self, messages: list[FromEngine]) -> None:
+        self._hand_on(None)
         steps: list[Updates] = []
         for message in messages:
             if isinstance(message, Updates):
@@ -247,12 +254,9 @@ class EngineLink:
         now = time.perf_counter()
         if len(steps) == 1:
             step = steps[0]
-            lines = self._lines
-            for line, token_id in zip(step.lines, step.token_ids, strict=True):
-                take = lines.get(line)
-                if take is not None:
-                    take(token_id, now)
-            self._dispatch(step.updates)
+            self._dispatch(step.updates)  # first and last tokens first; whoever is in there is in no line of this step
+            self._left, self._left_came = zip(step.lines, step.token_ids, strict=True), now
+            self._hand_on(_SLICE)
             return
         held: dict[int, list[int]] = {}
         for step in steps:
@@ -265,6 +269,17 @@ class EngineLink:
                 self._dispatch([update])
         for line, tokens in held.items():
             self._dispatch_tokens(line, tokens, now)
+
+    def _hand_on(self, count: int | None) -> None:
+        """Hand on the tokens of the newest step that are left, or so many of them now and the rest soon."""
+        lines, now, handed = self._lines, self._left_came, 0
+        for line, token_id in islice(self._left, count):
+            handed += 1
+            take = lines.get(line)
+            if take is not None:
+                take(token_id, now)
+        if handed == count:
+            asyncio.get_running_loop().call_soon(self._hand_on, _SLICE)
 
     def _dispatch_tokens(self, line: int, token_ids: list[int], now: float) -> None:
         stream = self._line_owners.get(line)

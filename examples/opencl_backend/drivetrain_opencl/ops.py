@@ -170,5 +170,5 @@ class OpenclOps(Ops):
 def _is_plain(layer: LayerWeights, step: StepContext, attention: OpenclAttention) -> bool:
     """Whether norms, attention and MLP follow each other with nothing in between."""
     spec = layer.spec
-    arranged = spec.pre_norm and not spec.branch_norm and spec.parallel == "no" and spec.residual_scale == 1.0
-    return arranged and step.communicator.world == 1 and attention.mixes(layer.attention)
+    arranged = spec.pre_norm and not spec.branch_norm and not spec.sum_norm and spec.parallel == "no"
+    return arranged and spec.residual_scale == 1.0 and step.communicator.world == 1 and attention.mixes(layer.attention)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from drivetrain_plugins.contract import reference
@@ -23,8 +24,6 @@ _NOISE_ROWS = 4
 """Rows whose noise is made at once: few enough to stay in the processor's own cache."""
 _MIN_CANDIDATES = 256
 _MAX_CANDIDATES = 2048
-_FORBIDDEN_BY_BYTE = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) == 0
-"""What each bit of a mask's byte forbids, (256, 8), the lowest bit first."""
 
 
 class Sampler:
@@ -112,13 +111,14 @@ class Sampler:
 
 
 def apply_masks(logits_KV: torch.Tensor, inputs: StepInputs) -> None:
-    """As `reference.apply_masks`; each byte of a mask is looked up, which is faster than eight shifts."""
+    """As `reference.apply_masks`, with numpy's unpacking of bits, which is many times faster than torch's shifts."""
     mask_rows_M, masks_MW = inputs.mask_rows_M, inputs.masks_MW
     assert mask_rows_M is not None and masks_MW is not None, "a step with masks brings them"
     vocab_size = logits_KV.shape[1]
-    for row, mask_W in zip(mask_rows_M.tolist(), masks_MW, strict=True):
-        forbidden = _FORBIDDEN_BY_BYTE[mask_W.view(torch.uint8).int()].view(-1)[:vocab_size]
-        logits_KV[row].masked_fill_(forbidden, float("-inf"))
+    forbidden_MW = ~masks_MW.numpy()
+    for row, forbidden_W in zip(mask_rows_M.tolist(), forbidden_MW, strict=True):
+        bits_V = np.unpackbits(forbidden_W.view(np.uint8), count=vocab_size, bitorder="little")
+        logits_KV[row].masked_fill_(torch.from_numpy(bits_V.view(np.bool_)), float("-inf"))
 
 
 def first_argmax(x_KV: torch.Tensor) -> torch.Tensor:

@@ -258,7 +258,7 @@ def biases_are_added(subject: Subject) -> None:
 @check()
 def masks_forbid_tokens(subject: Subject) -> None:
     """Rows with a mask take an allowed token, the others are free; before anything else, but for log-probabilities."""
-    need("masks" in subject.capabilities.sampling, "capabilities.sampling lacks 'masks'")
+    need("masks" in subject.parts.capabilities.sampling, "capabilities.sampling lacks 'masks'")
     _sampled(subject, SampleFeatures(masks=True), "masks")
     _sampled(subject, SampleFeatures(random=True, masks=True), "masks, random")
     everything = SampleFeatures(random=True, filters=True, penalties=True, biases=True, masks=True, logprobs=3)

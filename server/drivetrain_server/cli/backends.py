@@ -109,7 +109,6 @@ def _check(name: str, config: Config, *, levels: tuple[Level, ...], page: Path |
     if page is not None and not page.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {page.parent}", param_hint="--report")
     state = choose_backend(name, blocked=config.engine.blocked_backends)
-    assert state.spec is not None, "a chosen backend has a spec"
     console = Console(stderr=as_json)
 
     def show(result: CheckResult) -> None:
@@ -117,8 +116,7 @@ def _check(name: str, config: Config, *, levels: tuple[Level, ...], page: Path |
         reason = f" [dim]{escape(result.reason)}[/dim]" if result.reason else ""
         console.print(f"[{color}]{result.outcome}[/{color}] {result.name}{reason}", highlight=False)
 
-    options = config.engine.options_of(name)
-    report = check_backend(state.spec, options, show, levels=levels, origin=state.origin)
+    report = check_backend(state, config.engine.options_of(name), show, levels=levels)
     if as_json:
         typer.echo(report.to_json())
     _show_levels(console, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; else the model's own default.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an answer.")] = False,
 ) -> None:
     """Talk to a model. `/help` lists the commands inside; Ctrl-C stops an answer, Ctrl-D leaves."""
     import asyncio
@@ -41,7 +43,8 @@ def chat(
         stack = AsyncExitStack()
         opening = remote_talker(config, url, api_key, given) if url else local_talker(config, given)
         try:
-            talk(runner, runner.run(stack.enter_async_context(opening)), Conversation(system=system))
+            talker = runner.run(stack.enter_async_context(opening))
+            talk(runner, talker, Conversation(system=system), as_json=as_json)
         finally:
             runner.run(stack.aclose())
 
@@ -72,7 +75,7 @@ async def local_talker(config: Config, given: Mapping[str, float]) -> AsyncGener
         yield LocalTalker(frontend=frontend, params=sampling_params(config, frontend, given))
 
 
-def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> None:
+def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> None:
     """Read messages and stream answers until the input ends or `/exit`."""
     from drivetrain_server.cli.conversation import read_message
 
@@ -101,18 +104,39 @@ def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> 
         elif not conversation.take_back_answer():
             typer.echo("nothing to retry yet", err=True)
             continue
-        stream_answer(runner, talker, conversation)
+        stream_answer(runner, talker, conversation, as_json=as_json)
 
 
-def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation) -> None:
-    """Stream one answer; Ctrl-C stops it and what came so far stays in the conversation."""
+def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> None:
+    """Stream one answer; Ctrl-C stops it and what came so far stays in the conversation.
+
+    Args:
+        as_json: print the whole answer as one JSON line at its end instead.
+    """
     from drivetrain.errors import RequestError, RequestFailed
     from drivetrain_server.cli.entry import error_block
     from drivetrain_server.http_client import HttpError
 
     try:
-        runner.run(conversation.ask(talker, lambda text: typer.echo(text, nl=False)))
+        runner.run(conversation.ask(talker, _nothing if as_json else _show))
     except KeyboardInterrupt:
         typer.echo("(stopped)", err=True)
     except (RequestError, RequestFailed, HttpError) as error:
         typer.echo(error_block(error), err=True)
+        return
+    if as_json and conversation.turns and conversation.turns[-1]["role"] == "assistant":
+        typer.echo(json.dumps(conversation.turns[-1], ensure_ascii=False))
+
+
+def _show(piece: str) -> None:
+    """Write a piece of an answer; thoughts are dim, and shown on a terminal only."""
+    from drivetrain_server.cli.conversation import Thought
+
+    if not isinstance(piece, Thought):
+        typer.echo(piece, nl=False)
+    elif sys.stdout.isatty():
+        typer.secho(piece, nl=False, dim=True)
+
+
+def _nothing(piece: str) -> None:
+    """Write nothing: the whole answer follows."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 Message = dict[str, str]
@@ -14,6 +16,8 @@ HELP = """\
 /reset          forget the conversation
 /system TEXT    set the system message and forget the conversation; without TEXT remove it
 /retry          answer the last message again
+/undo           take back the last message and its answer
+/save FILE      write the conversation as JSON
 /stats          speed of the last answer
 /help           this list
 /exit           leave (also Ctrl-D)
@@ -23,11 +27,17 @@ Ctrl-C stops an answer."""
 FENCE = '"""'
 
 
+class Thought(str):
+    """A piece of what a model thinks before it answers; shown, but no part of the conversation."""
+
+    __slots__ = ()
+
+
 class Talker(Protocol):
     """Whoever answers."""
 
     def answer(self, messages: list[Message]) -> AsyncGenerator[str, None]:
-        """Stream the answer's text; closing it early stops the work."""
+        """Stream the answer's text, and `Thought` pieces before it; closing it early stops the work."""
         ...
 
 
@@ -55,6 +65,10 @@ class Conversation:
                 self.turns.clear()
                 self.system = argument.strip() or None
                 return "system message set, conversation forgotten" if self.system else "no system message any more"
+            case "/undo":
+                return "taken back" if self._take_back() else "nothing to take back yet"
+            case "/save":
+                return self._save(argument.strip())
             case "/stats":
                 return self.stats
             case "/help":
@@ -65,21 +79,50 @@ class Conversation:
                 return None
 
     async def ask(self, talker: Talker, write: Callable[[str], None]) -> None:
-        """Stream the answer to the last message through `write` and keep it, also where it was stopped half-way."""
+        """Stream the answer to the last message through `write` and keep it, also where it was stopped half-way.
+
+        Args:
+            write: given the pieces as they come, `Thought` pieces too, and a line end after the last one.
+        """
         began = time.perf_counter()
         first: float | None = None
         pieces: list[str] = []
+        thought = False
         try:
             async with aclosing(talker.answer(self.messages())) as answer:
                 async for piece in answer:
                     first = first or time.perf_counter()
-                    pieces.append(piece)
+                    if isinstance(piece, Thought):
+                        thought = True
+                    else:
+                        if thought and not pieces:
+                            write(Thought("\n\n"))
+                        pieces.append(piece)
                     write(piece)
         finally:
             write("\n")
             if pieces:
                 self.turns.append({"role": "assistant", "content": "".join(pieces)})
                 self.stats = _speed(began, first or began, len(pieces))
+
+    def _take_back(self) -> bool:
+        """Forget everything from the last message of the user on. False where there is none."""
+        last = max((at for at, turn in enumerate(self.turns) if turn["role"] == "user"), default=None)
+        if last is None:
+            return False
+        del self.turns[last:]
+        return True
+
+    def _save(self, path: str) -> str:
+        if not path:
+            return "/save needs the name of a file"
+        try:
+            Path(path).expanduser().write_text(
+                json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            return f"{path}: cannot be written: {error.strerror or error}"
+        return f"wrote {len(self.messages())} messages to {path}"
 
     def say(self, text: str) -> None:
         """Add a message of the user. One that was never answered is replaced."""

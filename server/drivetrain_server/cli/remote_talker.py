@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from drivetrain.errors import RequestFailed
+from drivetrain_server.cli.conversation import Thought
 from drivetrain_server.http_client import Endpoint, Json, parse_json, request
 
 
@@ -22,7 +23,7 @@ class RemoteTalker:
     sampling: Mapping[str, Json] = field(default_factory=dict[str, Json])
 
     async def answer(self, messages: list[dict[str, str]]) -> AsyncGenerator[str, None]:
-        """Stream the answer's text.
+        """Stream the answer's text, after what the model thought.
 
         Raises:
             RequestFailed: the server ended the stream with an error.
@@ -39,5 +40,7 @@ class RemoteTalker:
                         raise RequestFailed(f"the server ended the answer: {problem}")
                     case {"choices": [{"delta": {"content": str(text)}}, *_]} if text:
                         yield text
+                    case {"choices": [{"delta": {"reasoning_content": str(text)} | {"reasoning": str(text)}}, *_]}:
+                        yield Thought(text)
                     case _:
                         pass

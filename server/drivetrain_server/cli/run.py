@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +28,10 @@ def run(
     file: Annotated[
         Path | None, typer.Option(help="Prompts, one a line; .jsonl lines hold `prompt` or `messages`.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write answers there as JSON lines.")] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="Requests in OpenAI's batch format, one a line; needs --output.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write answers there as JSON lines.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; else the model's own default.")] = None,
@@ -40,14 +44,18 @@ def run(
     from drivetrain_server.cli.models import with_model
     from drivetrain_server.cli.prompts import Prompt, read_prompts
 
-    if (prompt is None) == (file is None):
-        raise ConfigError('PROMPT: give either a prompt (drivetrain run "Hello" --model NAME) or --file')
+    if (prompt is not None) + (file is not None) + (batch is not None) != 1:
+        raise ConfigError('PROMPT: give either a prompt (drivetrain run "Hello" --model NAME), --file or --batch')
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--output: the folder {output.parent} does not exist")
+    if batch is not None:
+        own = {"--raw": raw, "--json": as_json, "--max-tokens": max_tokens, "--temperature": temperature}
+        _batch(with_model(config), batch, output, [name for name, value in (own | {"--top-p": top_p}).items() if value])
+        return
     text = sys.stdin.read() if prompt == "-" else prompt
     prompts = [Prompt(text=text)] if text is not None else read_prompts(file or Path())
     if raw and any(entry.messages is not None for entry in prompts):
         raise ConfigError(f"--raw: {file} holds messages, which need the chat template; leave --raw out")
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--output: the folder {output.parent} does not exist")
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     given = {name: value for name, value in sampling.items() if value is not None}
     stream = text is not None and output is None and not as_json
@@ -61,6 +69,33 @@ def run(
         return
     for answer, line in zip(answers, lines, strict=True):
         typer.echo(line if as_json else answer.text)
+
+
+def _batch(config: Config, source: Path, output: Path | None, other: Sequence[str]) -> None:
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from drivetrain_server.cli.batch import BatchCounts, run_batch
+
+    if output is None:
+        raise ConfigError("--batch: say where the answers go with --output (-o)")
+    if other:
+        raise ConfigError(f"{other[0]}: each request of a batch file says this for itself; leave it out")
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with ExitStack() as stack:
+
+        def start(counts: BatchCounts) -> Callable[[], None]:
+            stack.enter_context(progress)  # not before the phases of the start have been shown
+            bar = progress.add_task("requests", total=counts.total, completed=counts.before)
+            return lambda: progress.advance(bar)
+
+        counts = asyncio.run(run_batch(config, source, output, on_start=start))
+    before = f", {counts.before} were there before" if counts.before else ""
+    typer.echo(f"wrote {counts.answered} answers to {output}, {counts.failed} of them errors{before}", err=True)
 
 
 async def _answer(

@@ -75,10 +75,10 @@ def _title(url: str, now: Figures) -> Text:
 
     title = Text()
     title.append(now.model or "no model yet", style="bold")
-    title.append(f"  {url}", style="dim")
     title.append(f"  ● {now.status}", style=STATUS_COLORS[now.status])
+    title.append(f"  {url}", style="dim")
     if now.backend:
-        title.append(f"  {now.backend}, {now.device}, {now.dtype}", style="dim")
+        title.append(f"\n{now.backend}, {now.device}, {now.dtype}", style="dim")
     return title
 
 

@@ -63,6 +63,13 @@ class Up(msgspec.Struct, frozen=True, tag=True):
     """This member takes requests."""
 
 
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """This member cannot start; `kind` is the name of the error class."""
+
+    kind: str
+    message: str
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """Nothing is open any more; `ended` requests were ended before they had finished."""
 
@@ -91,4 +98,4 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
-FromMember: TypeAlias = Up | Drained | Counted | AskEverything | Enter | Leave
+FromMember: TypeAlias = Up | Failed | Drained | Counted | AskEverything | Enter | Leave

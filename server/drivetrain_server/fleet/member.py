@@ -11,7 +11,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import cast
 
 import msgspec
@@ -33,6 +32,7 @@ from drivetrain_server.fleet.frames import (
     Enter,
     Entered,
     Everything,
+    Failed,
     GiveUp,
     Leave,
     ToMember,
@@ -111,8 +111,11 @@ class Member:
         await self._channel.close()
 
     async def _start(self) -> None:
-        with suppress(DrivetrainError):  # `/ready` and the supervisor tell why
+        try:
             await self._app.lifecycle.start()
+        except DrivetrainError as error:
+            self._channel.send(Failed(type(error).__name__, str(error)))
+        else:
             keep_from_collector()
             self._channel.send(Up())
 

@@ -16,6 +16,8 @@ from drivetrain_server.fleet.supervisor import Fleet
 from drivetrain_server.running import recorded
 from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, welcome
 
+END_TIMEOUT_S = 10.0
+
 
 def serve_fleet(
     engine: ProcessEngine,
@@ -71,7 +73,10 @@ async def _serve(
         starting.cancel()
         signalled.cancel()
         fleet.end()
-        await asyncio.wait({starting, running})
+        _, late = await asyncio.wait({starting, running}, timeout=END_TIMEOUT_S)
+        if late:
+            fleet.kill()
+            await asyncio.wait(late)
         await engine.shutdown(drain_s=0.0)
         for number in SIGNALS:
             loop.remove_signal_handler(number)
@@ -81,3 +86,5 @@ async def _serve(
 async def _start(engine: ProcessEngine, fleet: Fleet) -> None:
     await engine.start()
     await fleet.all_up.wait()
+    if fleet.error is not None:
+        raise fleet.error

@@ -15,8 +15,9 @@ import msgspec
 
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
-from drivetrain.errors import EngineError
+from drivetrain.errors import DrivetrainError, EngineError
 from drivetrain.process.client import ProcessEngine
+from drivetrain.process.frames import Refused, raised
 from drivetrain_server.fleet.channel import Channel
 from drivetrain_server.fleet.frames import (
     AllReady,
@@ -30,6 +31,7 @@ from drivetrain_server.fleet.frames import (
     Enter,
     Entered,
     Everything,
+    Failed,
     FromMember,
     GiveUp,
     Leave,
@@ -68,7 +70,8 @@ class Fleet:
         listeners: one a process, all on one address.
 
     Attributes:
-        all_up: set once every member has taken requests.
+        all_up: set once every member takes requests, or one cannot start.
+        error: why one cannot start.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Fleet:
         listeners: list[socket.socket],
     ) -> None:
         self.all_up = asyncio.Event()
+        self.error: DrivetrainError | None = None
         self._engine = engine
         self._engine_socket = engine_socket
         self._engine_config = engine_config
@@ -123,6 +127,13 @@ class Fleet:
         self._ending = True
         self._tell(End())
 
+    def kill(self) -> None:
+        """End members that did not end when they were told."""
+        for seat in self._seats:
+            if seat.process is not None and seat.process.poll() is None:
+                logger.warning("an API process did not end and is killed")
+                seat.process.kill()
+
     async def _fill(self, seat: _Seat) -> None:
         late = False
         while not self._ending:
@@ -152,6 +163,8 @@ class Fleet:
             channel.send(GiveUp(self._engine.failure))
         if self.all_up.is_set():
             channel.send(AllReady())
+        if self._last_drain is not None:
+            channel.send(self._last_drain)
         if self._ending:
             channel.send(End())
         while (message := await channel.receive()) is not None:
@@ -166,6 +179,9 @@ class Fleet:
                 if all(each.up for each in self._seats) and not self.all_up.is_set():
                     self.all_up.set()
                     self._tell(AllReady())
+            case Failed(kind, text):
+                self.error = raised(Refused("", kind, text))
+                self.all_up.set()
             case Counted(reading):
                 seat.reading = reading
                 seat.counted.set()

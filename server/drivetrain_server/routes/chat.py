@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
@@ -27,8 +29,11 @@ async def converse(service: Service, frontend: Frontend, fields: ChatRequest) ->
     if None not in limits and limits[0] != limits[1]:
         raise refuse("max_tokens", f"it says {limits[1]} and max_completion_tokens {limits[0]}; send one of them")
     asked = {"max_tokens": limits[0] or limits[1], "logprobs": fields.num_logprobs}
-    conversation = await prepare(frontend, fields)
+    demanded = fields.demanded()
+    conversation = await prepare(frontend, fields, None if demanded is None else demanded[1])
     params = sampling_params(fields, service.sampling_defaults(frontend), asked | conversation.sampling)
+    if conversation.form is not None:
+        params = replace(params, grammar=conversation.form)
     return conversation, params
 
 

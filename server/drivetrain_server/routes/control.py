@@ -25,7 +25,9 @@ STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
-POST /v1/embeddings
+POST /v1/responses          POST /v1/embeddings
+POST /v1/messages           POST /v1/messages/count_tokens
+POST /api/chat, /api/generate, /api/embed, /api/show   GET /api/tags, /api/ps, /api/version
 GET  /v1/models             GET  /v1/models/{{id}}
 POST /tokenize              POST /detokenize
 GET  /health                GET  /ready

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.dialects.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallBegin
 from drivetrain.dialects.forms import TaggedForm, Tool
-from drivetrain.dialects.grammar import after_reasoning, call_grammar
+from drivetrain.dialects.grammar import call_grammar, form_of_content
 from drivetrain.dialects.reader import marker_texts
 from drivetrain.dialects.spelling import written_calls
 from drivetrain.dialects.tool_families import TOOL_FAMILIES
@@ -266,7 +266,7 @@ def test_a_form_of_the_answer_stands_behind_reasoning_that_has_begun() -> None:
         "required": ["a"],
         "additionalProperties": False,
     }
-    grammar = after_reasoning(dialect, Grammar(kind="json_schema", value=json.dumps(schema)), {})
+    grammar = form_of_content(dialect, Grammar(kind="json_schema", value=json.dumps(schema)), {}, reasons=True)
     assert grammar is not None
     text = "Hm { </think>\n\n" + '{"a":true}'
     reasoning, content, _ = read(dialect, text, reasons=True)
@@ -274,4 +274,5 @@ def test_a_form_of_the_answer_stands_behind_reasoning_that_has_begun() -> None:
     matcher = compiler_for().compile(grammar).matcher()
     matcher.follow(array("i", list(text.encode())), 0)
     assert matcher.ended
-    assert after_reasoning(dialect, Grammar(kind="regex", value="a"), {}) is None
+    assert form_of_content(dialect, Grammar(kind="regex", value="a"), {}, reasons=True) is None
+    assert form_of_content(dialect, Grammar(kind="json_object"), {}, reasons=False) is None

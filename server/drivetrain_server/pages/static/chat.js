@@ -34,11 +34,23 @@ async function connect() {
     const facts = [`${limit.toLocaleString()} tokens of context`, (await ready.json()).status];
     $("welcome-facts").textContent = facts.join(" · ");
   } catch (error) {
-    const waiting = error.status === 503;
-    $("welcome-model").textContent = waiting ? "The model is being loaded" : error.status === 401 ? "A key is needed" : "No answer";
-    $("welcome-facts").textContent = error.status === 401 ? "Enter the API key under Settings." : error.message;
-    if (error.status !== 401) setTimeout(connect, waiting ? 1000 : 3000);
+    const [title, facts, again] = await missing(error);
+    $("welcome-model").textContent = title;
+    $("welcome-facts").textContent = facts;
+    if (again) setTimeout(connect, again);
   }
+}
+
+/** Why there is no model: a title, facts, and when to ask again in milliseconds (0 is never). */
+async function missing(error) {
+  if (error.status === 401) return ["A key is needed", "Enter the API key under Settings.", 0];
+  if (error.status !== 503) return ["No answer", error.message, 3000];
+  const { status, phases, reason } = await (await fetch("ready")).json();
+  if (status === "failed") return ["The engine has failed", reason ?? error.message, 3000];
+  if (status !== "starting") return ["The server is ending", error.message, 3000];
+  const now = phases.findLast((phase) => !phase.finished);
+  const share = now?.total ? `, ${Math.floor((100 * now.done) / now.total)} %` : "";
+  return ["The model is being loaded", now ? `${now.name}${share}` : "", 500];
 }
 
 function showTurn(turn) {
@@ -85,6 +97,9 @@ function drawNote(turn) {
   if (turn.usage) parts.push(element("span", { textContent: `${turn.usage.prompt_tokens} + ${turn.usage.completion_tokens} tokens` }));
   if (ttft !== null) parts.push(element("span", { textContent: `first after ${milliseconds(ttft)}` }));
   if (rate) parts.push(element("span", { textContent: `${rate.toFixed(1)} tok/s` }));
+  if (!turn.content && !turn.error && turn.finish !== "stopped") {
+    parts.push(element("span", { textContent: "an empty answer" }));
+  }
   if (turn.finish && turn.finish !== "stop") {
     parts.push(element("span", { textContent: turn.finish === "length" ? "cut at the limit of tokens" : turn.finish }));
   }
@@ -113,11 +128,16 @@ async function copyText(button, text) {
   setTimeout(() => (button.textContent = said), 1500);
 }
 
+/** What the model is asked to continue: the last message, and those before it that were answered. */
 function messages() {
-  const said = conversation
-    .filter((turn) => turn.content && !(turn.error && turn.role === "user"))
-    .map(({ role, content }) => ({ role, content }));
+  const asked = conversation.filter((turn, n) => turn.content && (turn.role !== "user" || answered(n)));
+  const said = asked.map(({ role, content }) => ({ role, content }));
   return settings.system ? [{ role: "system", content: settings.system }, ...said] : said;
+}
+
+function answered(n) {
+  const next = conversation[n + 1];
+  return next === undefined || Boolean(next.content);
 }
 
 async function answer() {
@@ -145,12 +165,11 @@ async function answer() {
   turn.timing = timing.summary();
   meter.end();
   busy(null);
-  if (!turn.content && !turn.error) turn.content = turn.finish === "stopped" ? "" : "(an empty answer)";
   drawTurn(turn);
   turn.body.hidden = !turn.content;
   drawNote(turn);
   follow();
-  $("status").textContent = turn.error ? `Failed: ${turn.error}` : `Answer complete: ${turn.content}`;
+  $("status").textContent = turn.error ? "The answer failed" : "The answer is complete";
 }
 
 /** Take a chunk of the stream in; true where it changes what is shown. */

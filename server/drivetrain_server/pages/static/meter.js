@@ -4,6 +4,7 @@ import { metrics } from "./api.js";
 
 const BUSY_MS = 1000;
 const IDLE_MS = 5000;
+const REFUSED_MS = 60_000;
 const GAPS = 60;
 
 /** Milliseconds as people read them. */
@@ -96,6 +97,7 @@ export class Meter {
       this.at("batch").textContent = running === undefined ? "–" : waiting ? `${running} + ${waiting} waiting` : `${running} running`;
     }
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.poll(), this.busy ? BUSY_MS : IDLE_MS);
+    const pause = this.busy ? BUSY_MS : IDLE_MS;
+    this.timer = setTimeout(() => this.poll(), found || document.hidden ? pause : REFUSED_MS);
   }
 }
