@@ -44,7 +44,7 @@ resource.setrlimit(resource.RLIMIT_AS, ({ADDRESS_SPACE_BYTES}, {ADDRESS_SPACE_BY
 from drivetrain_server.cli import main
 main()
 """
-QUICK, LONG = 12, 400
+QUICK, LONG = 6, 400
 
 
 @pytest.fixture(scope="module")
