@@ -251,5 +251,5 @@ def _not_found(name: str) -> ModelNotFound:
     meant = f"did you mean {close[0]!r}? " if close else ""
     return ModelNotFound(
         f"no model {name!r}: no such folder or .gguf file, and no known name; {meant}"
-        f"known are {', '.join(dict.fromkeys(known))}; a model from a hub must be downloaded to a folder first"
+        f"known are {', '.join(dict.fromkeys(known))}; `drivetrain pull ORG/NAME` gets a model from a hub"
     )

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
 
 from typer.testing import CliRunner
 
@@ -56,3 +63,45 @@ def test_chat_prints_answers_as_json():
         {"role": "assistant", "content": "Grüße!"},
         {"role": "assistant", "content": "Grüße!"},
     ]
+
+
+def test_top_fills_a_terminal_and_leaves_it_as_it_was():
+    with RunningServer(FakeEngine()) as server:
+        main, terminal = pty.openpty()
+        program = "from drivetrain_server.cli import main; main()"
+        command = [sys.executable, "-c", program, "top", "--url", server.url, "--interval", "0.1"]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TERM": "xterm-256color",
+            "COLUMNS": "90",
+            "LINES": "24",
+        }
+        process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+        os.close(terminal)
+        shown = b""
+        deadline = time.monotonic() + 30
+        while shown.count(b"generated tok/s") < 3 and time.monotonic() < deadline:
+            shown += os.read(main, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # The terminal reads as broken once nobody holds its other end.
+            while piece := os.read(main, 65536):
+                shown += piece
+        os.close(main)
+    assert process.wait(10) == 130
+    assert shown.count(b"generated tok/s") >= 3
+    assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1, "the other screen is entered and left"
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is there again"
+    assert b"Traceback" not in shown
+
+
+def test_top_without_a_terminal_writes_lines_until_it_is_stopped():
+    with RunningServer(FakeEngine()) as server:
+        program = "from drivetrain_server.cli import main; main()"
+        command = [sys.executable, "-c", program, "top", "--url", server.url, "--interval", "0.1"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=10)[1]
+    assert [line["model"] for line in lines] == ["tiny"] * 3
+    assert (process.returncode, errors) == (130, b"")

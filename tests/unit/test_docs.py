@@ -82,6 +82,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
+def test_pictures_are_there_and_light() -> None:
+    named = {
+        (page.parent / path).resolve()
+        for page in PAGES
+        for path in re.findall(r'(?:!\[[^\]]*\]\(|src="|srcset=")([^")]+)', CODE.sub("", page.read_text("utf-8")))
+        if not path.startswith("http")
+    }
+    assert named == {path.resolve() for path in (DOCS / "pictures").iterdir()}
+    assert all(path.stat().st_size < 250_000 for path in named)
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     for page in DOCS.glob("*.md"):

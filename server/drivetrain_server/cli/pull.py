@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drivetrain.errors import ConfigError, ModelNotFound
+from drivetrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from drivetrain_server.pull.transfer import Advance
@@ -66,10 +66,7 @@ def _by_name(name: str) -> Path:
     from drivetrain.model_store import resolve_model
     from drivetrain_server.cli.models import tell
 
-    try:
-        return resolve_model(name, progress=tell)
-    except ModelNotFound as error:
-        raise ModelNotFound(f"{error}; a hub's models are named ORG/NAME") from error
+    return resolve_model(name, progress=tell)
 
 
 def _from_hub(repository: str, wanted: str, name: str | None, revision: str) -> Path:
