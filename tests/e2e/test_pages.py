@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -187,6 +188,7 @@ def test_the_reference_is_the_servers_own_document(browser: Browser) -> None:
         box.locator("summary", has_text="ChatMessage").click()
         assert box.locator("details .field code", has_text="role").first.is_visible()
         assert server.url in box.locator(".curl").inner_text()
+        assert "list of ChatMessage · 1 to 4096 items" in box.inner_text()
         page.fill("#filter", "detokenize")
         assert page.locator(".operation:visible h2").all_inner_texts() == ["POST\n/detokenize"]
 
@@ -232,3 +234,29 @@ def test_what_was_not_answered_is_not_sent_again(browser: Browser) -> None:
         finished(page.locator(".turn.assistant").nth(1))
         assert page.locator(".turn").count() == 4
         assert engine.requests[-1].prompt_ids == engine.requests[-2].prompt_ids
+
+
+def test_the_page_waits_for_the_model_and_tells_how_far_it_is(browser: Browser) -> None:
+    engine = FakeEngine(says("Here."))
+    engine.start_gate = threading.Event()
+    starting = "503 (Service Unavailable)"
+    with RunningServer(engine, wait=False) as server, page_at(browser, server.url, expected=starting) as page:
+        page.get_by_text("weights, 50 %").wait_for(timeout=LIMIT_MS)
+        assert page.locator("#welcome-model").inner_text() == "The model is being loaded"
+        engine.start_gate.set()
+        assert finished(say(page, "Hi")).locator(".body").inner_text() == "Here."
+
+
+def test_a_server_that_goes_away_is_told(browser: Browser) -> None:
+    engine = FakeEngine()
+    with RunningServer(engine) as server, page_at(browser, server.url, expected="Failed to load") as page:
+        finished(say(page, "Hi"))
+        server.call(_die(engine))
+        answer = finished(say(page, "Still there?"))
+        assert "the GPU fell off" in answer.get_by_role("alert").inner_text()
+        page.reload()
+        page.get_by_text("The engine has failed").wait_for(timeout=LIMIT_MS)
+
+
+async def _die(engine: FakeEngine) -> None:
+    engine.die("the GPU fell off")

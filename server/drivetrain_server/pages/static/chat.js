@@ -34,11 +34,23 @@ async function connect() {
     const facts = [`${limit.toLocaleString()} tokens of context`, (await ready.json()).status];
     $("welcome-facts").textContent = facts.join(" · ");
   } catch (error) {
-    const waiting = error.status === 503;
-    $("welcome-model").textContent = waiting ? "The model is being loaded" : error.status === 401 ? "A key is needed" : "No answer";
-    $("welcome-facts").textContent = error.status === 401 ? "Enter the API key under Settings." : error.message;
-    if (error.status !== 401) setTimeout(connect, waiting ? 1000 : 3000);
+    const [title, facts, again] = await missing(error);
+    $("welcome-model").textContent = title;
+    $("welcome-facts").textContent = facts;
+    if (again) setTimeout(connect, again);
   }
+}
+
+/** Why there is no model: a title, facts, and when to ask again in milliseconds (0 is never). */
+async function missing(error) {
+  if (error.status === 401) return ["A key is needed", "Enter the API key under Settings.", 0];
+  if (error.status !== 503) return ["No answer", error.message, 3000];
+  const { status, phases, reason } = await (await fetch("ready")).json();
+  if (status === "failed") return ["The engine has failed", reason ?? error.message, 3000];
+  if (status !== "starting") return ["The server is ending", error.message, 3000];
+  const now = phases.findLast((phase) => !phase.finished);
+  const share = now?.total ? `, ${Math.floor((100 * now.done) / now.total)} %` : "";
+  return ["The model is being loaded", now ? `${now.name}${share}` : "", 500];
 }
 
 function showTurn(turn) {
