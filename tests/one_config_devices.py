@@ -71,7 +71,6 @@ class RocmOnMi300(Backend):
         from drivetrain_rocm import device as rocm
         from drivetrain_rocm.options import RocmOptions
         from drivetrain_rocm.parts import PARTS
-
         from drivetrain_triton.arch import GpuArch
 
         part = PARTS["gfx942"]

@@ -424,7 +424,8 @@ def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
 
 
 def _vocab_size(engine: Informed) -> int:
-    assert engine.info is not None, "requests are checked once the engine is ready"
+    if engine.info is None:
+        raise EngineError("the engine is not ready; wait for its start to end")
     return engine.info.vocab_size
 
 

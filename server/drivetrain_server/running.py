@@ -37,6 +37,7 @@ def recorded(url: str, model: str) -> Generator[None, None, None]:
     path = records_folder() / f"{server.pid}.json"
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        running_servers()  # Clears away what servers that were killed have left.
         path.write_text(json.dumps(asdict(server)), encoding="utf-8")
     try:
         yield

@@ -115,7 +115,7 @@ def test_count_tokens_counts_the_prompt(server: RunningServer, client: anthropic
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 5000}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
         ({"messages": [{"role": "system", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -131,6 +131,21 @@ def test_refusals_are_in_anthropics_shape(server: RunningServer, changes: dict[s
     assert answer.status_code == 400
     said = answer.json()
     assert (said["type"], said["error"]["type"], said["error"]["param"]) == ("error", "invalid_request_error", param)
+
+
+def test_a_limit_behind_the_context_is_the_context(server: RunningServer, client: anthropic.Anthropic) -> None:
+    script, server.engine.script = server.engine.script, lambda request, index: [*b"a" * 40]
+    try:
+        for limit, reason in ((20_000, "model_context_window_exceeded"), (10, "max_tokens")):
+            answer = client.messages.create(model="tiny", max_tokens=limit, messages=HELLO)
+            assert (answer.stop_reason, server.engine.requests[-1].params.max_tokens) == (
+                reason,
+                None if limit > 10 else 10,
+            )
+            events = list(client.messages.create(model="tiny", max_tokens=limit, messages=HELLO, stream=True))
+            assert [event.delta.stop_reason for event in events if event.type == "message_delta"] == [reason]
+    finally:
+        server.engine.script = script
 
 
 def test_keys_come_either_way_and_errors_are_the_clients_own(server: RunningServer) -> None:

@@ -170,6 +170,15 @@ def test_another_model_and_another_route(server: RunningServer, client: ollama.C
     assert httpx.get(f"{server.url}/api/chat").json()["error"] == "/api/chat does not take GET; use POST"
 
 
+def test_the_media_type_may_be_missing_but_not_from_a_web_page(server: RunningServer) -> None:
+    body = json.dumps({"model": "tiny", "messages": HELLO, "stream": False}).encode()
+    assert httpx.post(f"{server.url}/api/chat", content=body).json()["message"]["content"] == "Hello there!"
+    page = httpx.post(f"{server.url}/api/chat", content=body, headers={"origin": "https://evil.example"})
+    assert page.status_code == 415
+    plain = httpx.post(f"{server.url}/api/chat", content=body, headers={"content-type": "text/plain"})
+    assert plain.status_code == 415
+
+
 def test_unknown_fields_and_options_are_listed(server: RunningServer) -> None:
     body = {"model": "tiny", "messages": HELLO, "color": "red", "options": {"magic": 1, "num_ctx": 4096}}
     answer = httpx.post(f"{server.url}/api/chat", json=body | {"stream": False, "keep_alive": "5m"})

@@ -188,6 +188,7 @@ def test_the_reference_is_the_servers_own_document(browser: Browser) -> None:
         box.locator("summary", has_text="ChatMessage").click()
         assert box.locator("details .field code", has_text="role").first.is_visible()
         assert server.url in box.locator(".curl").inner_text()
+        assert "list of ChatMessage · 1 to 4096 items" in box.inner_text()
         page.fill("#filter", "detokenize")
         assert page.locator(".operation:visible h2").all_inner_texts() == ["POST\n/detokenize"]
 

@@ -20,6 +20,8 @@ PACKAGES = {
     "drivetrain_plugins": REPOSITORY / "plugins/drivetrain_plugins",
     "drivetrain_cpu": REPOSITORY / "platforms/cpu/drivetrain_cpu",
     "drivetrain_cuda": REPOSITORY / "platforms/cuda/drivetrain_cuda",
+    "drivetrain_gaudi": REPOSITORY / "platforms/gaudi/drivetrain_gaudi",
+    "drivetrain_rocm": REPOSITORY / "platforms/rocm/drivetrain_rocm",
     "drivetrain_triton": REPOSITORY / "platforms/triton/drivetrain_triton",
     "drivetrain_server": REPOSITORY / "server/drivetrain_server",
 }
@@ -79,7 +81,8 @@ def test_the_wheel_says_what_it_needs_and_what_it_brings(wheel: Path) -> None:
     assert {"torch", "tokenizers", "fastapi", "pluggy"} <= needed
     assert not {"transformers", "triton", "cuda-bindings"} & needed
     assert {"cuda", "test"} <= set(metadata.get_all("Provides-Extra", []))
-    assert "[drivetrain.backends]\ncpu = drivetrain_cpu.plugin\ncuda = drivetrain_cuda.plugin" in entry_points
+    backends = [f"{name} = drivetrain_{name}.plugin" for name in ("cpu", "cuda", "gaudi", "rocm")]
+    assert {"[drivetrain.backends]", *backends} <= set(entry_points.splitlines())
     assert "drivetrain = drivetrain_server.cli:main" in entry_points
 
 

@@ -115,7 +115,7 @@ def test_hardware_without_its_backend_gets_the_command_to_install_it(tmp_path: P
     absent = {state.name: state for state in not_installed(set(), root=tmp_path)}
     assert absent["gaudi"].reason == "not installed, although the driver of an Intel Gaudi card is loaded (/dev/hl0)"
     assert absent["gaudi"].next_step == (
-        "install a package that brings a gaudi backend; this version of Drivetrain has none"
+        "install Drivetrain again with pip install 'drivetrain[gaudi]': it brings this backend"
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.grammar import Grammar
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
-from drivetrain.process.frames import HEADER, FromEngine, Ready, Shutdown, Submit, Updates, frame
+from drivetrain.process.frames import HEADER, Abort, FromEngine, Ready, Shutdown, Submit, Updates, frame
 from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
 
@@ -38,6 +39,7 @@ class OneStepEngine:
 
     def __init__(self) -> None:
         self.waiting: list[GenerateRequest] = []
+        self.grammars: Any = None
 
     @property
     def has_work(self) -> bool:
@@ -87,6 +89,55 @@ def test_completions_that_end_in_the_same_step_all_arrive(tmp_path: Path) -> Non
     listener.close()
     assert isinstance(answer, Updates)
     assert [update.index for update in answer.updates] == [0, 1, 2]
+
+
+class SlowGrammars:
+    """Compiles when it is told to."""
+
+    def __init__(self) -> None:
+        self.known: set[Grammar] = set()
+        self.go_on = threading.Event()
+
+    def has(self, grammar: Grammar) -> bool:
+        return grammar in self.known
+
+    def compile(self, grammar: Grammar) -> None:
+        assert self.go_on.wait(5)
+        self.known.add(grammar)
+
+
+def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_left(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    worker, engine = Worker(listener), OneStepEngine()
+    engine.grammars = SlowGrammars()
+    submitted: list[str] = []
+    engine.submit = lambda request: (submitted.append(request.request_id), engine.waiting.append(request))  # type: ignore
+    threading.Thread(target=worker._accept, daemon=True).start()
+    running = threading.Thread(target=worker.run, args=(engine,))
+    running.start()
+    encoder = msgspec.msgpack.Encoder()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(5)
+        client.connect(str(tmp_path / "s"))
+        stream = client.makefile("rb")
+        assert isinstance(_next(stream), Ready)
+        for request_id, grammar in (("left", "a"), ("stays", "b"), ("plain", None)):
+            params = SamplingParams(grammar=None if grammar is None else Grammar(kind="regex", value=grammar))
+            request = GenerateRequest(request_id=request_id, prompt_ids=[1], params=params)
+            client.sendall(frame(encoder, Submit(request)))
+        client.sendall(frame(encoder, Abort("left")))
+        first = _next(stream)
+        assert isinstance(first, Updates) and [update.request_id for update in first.updates] == ["plain"]
+        engine.grammars.go_on.set()
+        second = _next(stream)
+        assert isinstance(second, Updates) and [update.request_id for update in second.updates] == ["stays"]
+        client.sendall(frame(encoder, Shutdown(0.0)))
+        running.join(5)
+        assert not running.is_alive()
+    listener.close()
+    assert submitted == ["plain", "stays"]
 
 
 def _next(stream: Any) -> FromEngine:

@@ -143,3 +143,6 @@ def test_ps_lists_servers_while_they_live(tmp_path, monkeypatch):
         assert server.url in CliRunner().invoke(build_app("ps"), ["ps"]).stdout
         assert [path.name for path in records.iterdir()] == [f"{os.getpid()}.json"]
     assert list(records.iterdir()) == []
+    (records / "4194305.json").write_text(json.dumps({"pid": 4194305, "url": "x", "model": "m", "started": 0}))
+    with recorded("http://127.0.0.1:1", "tiny"):
+        assert [path.name for path in records.iterdir()] == [f"{os.getpid()}.json"]

@@ -108,7 +108,7 @@ class Transcript:
     def _flush(self) -> None:
         if self._kind is None:
             return
-        text = "".join(self._texts)
+        text = self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
         if self._kind is ToolCallArguments:
             self._events.append(ToolCallArguments(index=self.num_calls, text=text))
         else:

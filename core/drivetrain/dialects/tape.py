@@ -32,7 +32,7 @@ class Tape:
 
     def feed(self, text: str) -> None:
         """Add text behind."""
-        self._text = self._text[self._at :] + text
+        self._text = text if self._at == len(self._text) else self._text[self._at :] + text
         self._at = 0
 
     def take(self) -> Reading[str]:
@@ -87,7 +87,15 @@ class Tape:
             the marker; None at the end of the text.
         """
         state, held = 0, ""
-        while text := (yield from self.take()):
+        while True:
+            # As `take`, without a generator for every piece of plain text.
+            if self._at == len(self._text):
+                if self.ended:
+                    break
+                yield
+                continue
+            text = self._text[self._at : self._at + WINDOW]
+            self._at += len(text)
             state, num_read, found = markers.scan(state, text)
             known = held + text[:num_read]
             if found is not None:

@@ -40,6 +40,7 @@ class GrammarChecker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._waiting = 0
+        self._closed = False
 
     async def check(self, grammar: Grammar) -> None:
         """Return if the grammar can be compiled within the limits; others go on meanwhile.
@@ -66,13 +67,16 @@ class GrammarChecker:
             raise RequestError(error, param="grammar")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; what is asked from now on fails."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._end()
 
     def _ask(self, grammar: Grammar) -> str | None:
         """The process's verdict. One that has died is started again, once."""
         for _ in range(2):
+            if self._closed:
+                raise EngineError("the server is ending and checks no more grammars")
             process = self._process or self._start()
             try:
                 assert process.stdin is not None, "standard input is a pipe"

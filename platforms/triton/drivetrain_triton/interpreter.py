@@ -62,6 +62,7 @@ def repair() -> None:
     # A device overflows and divides by zero without a word.
     triton_interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(triton_interpreter.GridExecutor.__call__)
     triton_interpreter._patch_lang_tensor = _with_scalar_index(triton_interpreter._patch_lang_tensor)
+    triton_interpreter._patch_lang_core = _with_all_types(triton_interpreter._patch_lang_core)
     _Builder.drivetrain_repaired = True
 
 
@@ -191,5 +192,17 @@ def _with_scalar_index(patch: Callable[..., None]) -> Callable[..., None]:
     def patched(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patched
+
+
+def _with_all_types(patch: Callable[..., None]) -> Callable[..., None]:
+    """The interpreter's own list of types leaves out AMD's float8."""
+    ours = {"fp8e4b8": tl.float8e4b8, "fp8e5b16": tl.float8e5b16}
+
+    def patched(lang: Any, scope: Any) -> None:
+        patch(lang, scope)
+        known = lang.dtype.to_ir
+        scope.set_attr(lang.dtype, "to_ir", lambda self, builder: ours.get(self.name) or known(self, builder))
 
     return patched

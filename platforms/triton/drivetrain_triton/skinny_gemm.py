@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from drivetrain_triton.activations import activated
+from drivetrain_triton.arrival import stores_done
 
 
 @triton.jit
@@ -112,6 +113,7 @@ def skinny_gemm_kernel(
         if NORM:
             tl.store(mine + (SIZE - BM) + tokens, squares)
         # All threads of the program have stored before one of them says so.
+        stores_done()
         tl.debug_barrier()
         finishes = tl.atomic_add(arrived_ptr + block, 1, sem="acq_rel") == SPLIT - 1
         if finishes:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.batches import Packing, Row, SlotParameters, pack, padded_shape
-from drivetrain_plugins.conformance.check import check, require
+from drivetrain_plugins.conformance.check import check, need, require
 from drivetrain_plugins.conformance.closeness import listed
 from drivetrain_plugins.conformance.subject import Subject, from_ints
 from drivetrain_plugins.contract import reference
@@ -258,6 +258,7 @@ def biases_are_added(subject: Subject) -> None:
 @check()
 def masks_forbid_tokens(subject: Subject) -> None:
     """Rows with a mask take an allowed token, the others are free; before anything else, but for log-probabilities."""
+    need("masks" in subject.parts.capabilities.sampling, "capabilities.sampling lacks 'masks'")
     _sampled(subject, SampleFeatures(masks=True), "masks")
     _sampled(subject, SampleFeatures(random=True, masks=True), "masks, random")
     everything = SampleFeatures(random=True, filters=True, penalties=True, biases=True, masks=True, logprobs=3)

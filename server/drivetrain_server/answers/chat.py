@@ -74,6 +74,8 @@ class ChatShape:
         if self._plain:
             return self._plain_chunk(choice, delta, usage)
         events = self._turns.push(choice, delta)
+        if len(events) == 1:
+            return self._event(choice, events[0], usage)
         return b"".join([self._event(choice, event, usage) for event in events])
 
     def splice(self, choice: int, usage: bytes) -> tuple[bytes, bytes] | None:
@@ -111,6 +113,9 @@ class ChatShape:
         return events
 
     def _event(self, choice: int, event: Event, usage: bytes) -> bytes:
+        if self._bare and type(event) is ContentDelta:
+            head, text = self._choice_head(choice), orjson.dumps(event.text)
+            return b'%b{"content":%b},"logprobs":null,"finish_reason":null}]%b}\n\n' % (head, text, usage)
         told = self._told(event)
         ends = b'"finish_reason":null'
         if isinstance(event, Finish):

@@ -21,7 +21,7 @@ from drivetrain_server.answers.turn import (
 )
 from drivetrain_server.errors import HttpError, anthropic_error
 
-STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+STOP_REASONS = {"stop": "end_turn", "tool_calls": "tool_use"}
 _STARTS = {
     "text": b'{"type":"text","text":""}',
     "thinking": b'{"type":"thinking","thinking":"","signature":""}',
@@ -29,9 +29,14 @@ _STARTS = {
 
 
 class MessagesShape:
-    """One answer of `/v1/messages`: blocks of thinking, text and tool use, one after another."""
+    """One answer of `/v1/messages`: blocks of thinking, text and tool use, one after another.
 
-    def __init__(self, envelope: Envelope, turns: Turns) -> None:
+    Args:
+        window: the context ends before the client's own limit.
+    """
+
+    def __init__(self, envelope: Envelope, turns: Turns, *, window: bool = False) -> None:
+        self._length = "model_context_window_exceeded" if window else "max_tokens"
         self._envelope = envelope
         self._turns = turns
         self._index = -1
@@ -52,7 +57,7 @@ class MessagesShape:
         return before, after
 
     def ending(self, prompts: Sequence[PromptRun], *, usage_event: bool) -> bytes:
-        delta = {"stop_reason": _stop_reason(self._finish), "stop_sequence": _stop_sequence(self._finish)}
+        delta = {"stop_reason": self._stop_reason(self._finish), "stop_sequence": _stop_sequence(self._finish)}
         told = b'"delta":%b,"usage":%b' % (orjson.dumps(delta), orjson.dumps(_usage(prompts)))
         return _event("message_delta", told) + _event("message_stop", b"")
 
@@ -67,7 +72,7 @@ class MessagesShape:
             given = arguments_of(call.arguments)
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
         ended = Finish(reason=message.finish_reason or "stop", stop_reason=message.stop_reason)
-        return orjson.dumps(self._message(content, _stop_reason(ended), _stop_sequence(ended), prompts))
+        return orjson.dumps(self._message(content, self._stop_reason(ended), _stop_sequence(ended), prompts))
 
     def _message(
         self, content: list[object], stop_reason: str | None, stop_sequence: str | None, prompts: Sequence[PromptRun]
@@ -101,6 +106,11 @@ class MessagesShape:
             case Finish():
                 self._finish = event
                 return self._end()
+
+    def _stop_reason(self, finish: Finish) -> str:
+        if isinstance(finish.stop_reason, str):
+            return "stop_sequence"
+        return self._length if finish.reason == "length" else STOP_REASONS.get(finish.reason, "end_turn")
 
     def _begin(self, kind: str) -> bytes:
         """Events up to an open block of this kind."""
@@ -142,10 +152,6 @@ def messages_error_event(error: HttpError) -> bytes:
 def _event(name: str, told: bytes) -> bytes:
     named = name.encode()
     return b'event: %b\ndata: {"type":"%b"%b%b}\n\n' % (named, named, b"," if told else b"", told)
-
-
-def _stop_reason(finish: Finish) -> str:
-    return "stop_sequence" if isinstance(finish.stop_reason, str) else STOP_REASONS.get(finish.reason, "end_turn")
 
 
 def _stop_sequence(finish: Finish) -> str | None:

@@ -93,25 +93,29 @@ class Turn:
 
     def push(self, delta: TextDelta) -> list[Event]:
         """Events of one more delta, in order; empty while all of its text is held back."""
-        reader, events = self._reader, list[Event]()
+        reader = self._reader
+        events: list[Event]
         if reader is None:
-            if delta.text:
-                events.append(ContentDelta(text=delta.text))
+            events = [ContentDelta(text=delta.text)] if delta.text else []
         else:
-            if delta.text:
-                events += reader.push(delta.text)
+            events = [*reader.push(delta.text)] if delta.text else []
             if delta.finish_reason is not None:
                 events += reader.finish()
-            self._called = self._called or any(type(event) is ToolCallBegin for event in events)
+            for event in events:
+                if type(event) is ToolCallBegin:
+                    self._called = True
         if delta.finish_reason is not None:
             called = self._called and delta.finish_reason == "stop"
             reason = "tool_calls" if called else delta.finish_reason
             events.append(Finish(reason=reason, stop_reason=delta.stop_reason))
-        self._token_ids += delta.token_ids
-        self._logprobs += delta.logprobs or ()
-        if events and self._token_ids:
-            events[0].token_ids, events[0].logprobs = self._token_ids, self._logprobs
-            self._token_ids, self._logprobs = [], []
+        if self._token_ids or not events:
+            self._token_ids += delta.token_ids
+            self._logprobs += delta.logprobs or ()
+            if events:
+                events[0].token_ids, events[0].logprobs = self._token_ids, self._logprobs
+                self._token_ids, self._logprobs = [], []
+        else:
+            events[0].token_ids, events[0].logprobs = delta.token_ids, delta.logprobs or []
         return events
 
 

@@ -50,6 +50,8 @@ async def run_batch(
     total = check_ids(source)
     done = keep_answered(output)
     counts = BatchCounts(total=total, before=len(done))
+    if next(read_batch(source, done), None) is None:
+        return counts
     engine = new_engine(config)
     app = create_app(engine, frontend_factory(config), _without_network(config.server))
     try:

@@ -61,7 +61,7 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Add one JSON line a run to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a run.")] = False,
 ) -> None:
-    """Measure the speed of a running server, Drivetrain's or another's.
+    """Measure the speed of any OpenAI-style server.
 
     Prompts are exact token ids and answers have an exact length; a server that counts otherwise fails the run. Each run
     of a sweep has prompts of its own, so that none finds the last one's in a prefix cache.

@@ -29,7 +29,10 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look for one interval, print, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a look; so too without a terminal.")] = False,
 ) -> None:
-    """Watch a running server: batch, queue, KV pages, prefix hits, speed. Ctrl-C leaves."""
+    """Watch a running server at work.
+
+    Batch, queue, KV pages, prefix hits, tokens a second, latency. Ctrl-C leaves.
+    """
     import asyncio
 
     from drivetrain_server.http_client import Endpoint

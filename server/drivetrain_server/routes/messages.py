@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 
 from drivetrain.errors import RequestError
@@ -34,10 +36,12 @@ class MessagesRoute(GenerateRoute[MessagesRequest]):
 
     async def plan(self, frontend: Frontend, fields: MessagesRequest, envelope: Envelope, exchange: Exchange) -> Plan:
         conversation, params = await converse_as(self.service, frontend, fields.chat_body())
+        # Clients must send a limit here, and send one that fits the largest models: the context is one too.
+        window = fields.max_tokens > frontend.info.max_model_len - len(conversation.prompt_ids)
         return Plan(
             prompts=[PromptRun(token_ids=conversation.prompt_ids)],
-            params=params,
-            shape=MessagesShape(envelope, conversation.turns),
+            params=replace(params, max_tokens=None) if window else params,
+            shape=MessagesShape(envelope, conversation.turns, window=window),
             best=1,
             shown=conversation.turns.shown,
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 import orjson
 
 from drivetrain.frontend import Frontend
 from drivetrain.messages import EngineInfo
+from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.ollama import OllamaShape, loaded
 from drivetrain_server.answers.turn import Turns
@@ -39,6 +41,12 @@ Fields = TypeVar("Fields", bound=OllamaFields)
 def ollama_name(name: str, info: EngineInfo) -> str:
     """The engine's own name of a model, which may end in the tag that was taken off here."""
     return info.model if f"{name}:latest" == info.model else name
+
+
+def _within_context(params: SamplingParams, num_prompt: int, info: EngineInfo) -> SamplingParams:
+    """Without a limit that lies behind the end of the context, which is one itself for Ollama's clients."""
+    beyond = params.max_tokens is not None and num_prompt + params.max_tokens > info.max_model_len
+    return replace(params, max_tokens=None) if beyond else params
 
 
 class OllamaRoute(GenerateRoute[Fields]):
@@ -74,7 +82,7 @@ class OllamaRoute(GenerateRoute[Fields]):
         conversation, params = await converse_as(self.service, frontend, body)
         return Plan(
             prompts=[PromptRun(token_ids=conversation.prompt_ids)],
-            params=params,
+            params=_within_context(params, len(conversation.prompt_ids), frontend.info),
             shape=self._shape(frontend, fields, envelope, conversation.turns, exchange.arrived),
             best=1,
             shown=conversation.turns.shown,
@@ -122,6 +130,7 @@ class OllamaGenerateRoute(OllamaRoute[OllamaGenerate]):
         params = sampling_params(plain, self.service.sampling_defaults(frontend), asked)
         token_ids = await frontend.encode_aside(fields.prompt, add_special_tokens=True)
         shape = self._shape(frontend, fields, envelope, Turns(), exchange.arrived)
+        params = _within_context(params, len(token_ids), frontend.info)
         return Plan(prompts=[PromptRun(token_ids=token_ids)], params=params, shape=shape, best=1)
 
 

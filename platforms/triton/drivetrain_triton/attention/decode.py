@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from drivetrain_triton.arrival import stores_done
 from drivetrain_triton.attention.heads import from_cache, load_angles, load_heads, to_cache, transform_heads
 from drivetrain_triton.attention.tiles import LOG2_E, LOWEST, attend_span, page_of, scores_of
 from drivetrain_triton.attention.work import (
@@ -205,6 +206,7 @@ def decode_kernel(
         tl.store(ml_M, m_max_M, mask=in_group_M)
         tl.store(ml_M + NUM_HEADS, l_M, mask=in_group_M)
         # All threads' stores come before the one thread's release; its acquire comes before all threads' loads.
+        stores_done()
         tl.debug_barrier()
         first_entry = tl.program_id(1) - (part - first_part)
         counter_ptr = arrivals_ptr + first_entry * (NUM_KV_HEADS * CHUNKS) + tl.program_id(0)

@@ -152,7 +152,9 @@ def to_cache(x, dtype: tl.constexpr, SOFT_FP8: tl.constexpr):
         stored = (((bits >> 24) & 0x80) | low).to(tl.uint8)
     elif dtype == tl.float8e4nv:
         stored = tl.clamp(x.to(tl.float32), -448.0, 448.0).to(dtype)
-    elif dtype == tl.float8e5:
+    elif dtype == tl.float8e4b8:
+        stored = tl.clamp(x.to(tl.float32), -240.0, 240.0).to(dtype)
+    elif dtype == tl.float8e5 or dtype == tl.float8e5b16:  # noqa: PLR1714 - there is no `in` in Triton
         stored = tl.clamp(x.to(tl.float32), -57344.0, 57344.0).to(dtype)
     else:
         stored = x.to(dtype)

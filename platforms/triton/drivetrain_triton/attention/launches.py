@@ -131,6 +131,7 @@ def launch_write(
     inputs: StepInputs,
     transform: Transform,
     *,
+    num_warps: int,
     pdl: bool,
 ) -> None:
     """Store keys and values of all tokens, transformed; and transform queries in place, if given.
@@ -174,7 +175,7 @@ def launch_write(
         BLOCK_H=block_heads,
         BLOCK_K=padded_head_dim(head_dim),
         SOFT_FP8=pages.soft_fp8,
-        num_warps=4,
+        num_warps=num_warps,
         pdl=pdl,
         **transform.constexprs,
     )
@@ -224,7 +225,7 @@ def launch_decode(
         q_THK.stride(0),
         inputs.page_table_SP.stride(0),
         *pages.strides,
-        _scale(spec),
+        scale_of(spec),
         spec.soft_cap or 0.0,
         transform.eps,
         transform.weight_offset,
@@ -280,7 +281,7 @@ def launch_cascade(
         q_THK.stride(0),
         inputs.page_table_SP.stride(0),
         *pages.strides,
-        _scale(spec),
+        scale_of(spec),
         spec.soft_cap or 0.0,
         transform.eps,
         transform.weight_offset,
@@ -293,7 +294,7 @@ def launch_cascade(
     )
 
 
-def _scale(spec: AttentionSpec) -> float:
+def scale_of(spec: AttentionSpec) -> float:
     """Factor of the scores; into base 2, unless they are capped first."""
     return spec.scale if spec.soft_cap is not None else spec.scale * LOG2_E
 

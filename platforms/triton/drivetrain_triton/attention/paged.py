@@ -64,7 +64,12 @@ class TritonAttention(PagedAttention):
         pdl: launch with programmatic dependent launch.
         batch_invariant: a row's result does not depend on the rows beside it, at some cost in speed. Of decoding only:
             prompts are cut at fixed places anyway.
+
+    Attributes:
+        write_warps: of the kernel that writes keys and values of many tokens.
     """
+
+    write_warps = 4
 
     def __init__(self, *, arch: str, num_processors: int, pdl: bool, batch_invariant: bool = False) -> None:
         self._arch = arch
@@ -120,7 +125,10 @@ class TritonAttention(PagedAttention):
             self._decode(q_THK, (k_TGK, v_TGK), out_THK, layer, cache, plan, transform)
             return out_THK.flatten(1)
         changed_THK = q_THK if transform.changes else None
-        launch_write(changed_THK, k_TGK, v_TGK, self._pages(layer, cache), plan.inputs, transform, pdl=self._pdl)
+        pages = self._pages(layer, cache)
+        launch_write(
+            changed_THK, k_TGK, v_TGK, pages, plan.inputs, transform, num_warps=self.write_warps, pdl=self._pdl
+        )
         return self.attend(q_THK, layer, cache, plan).flatten(1)
 
     def write(
@@ -132,7 +140,8 @@ class TritonAttention(PagedAttention):
         plan: AttentionPlan,
     ) -> None:
         k_TGK, v_TGK = k_TGK.contiguous(), v_TGK.contiguous()
-        launch_write(None, k_TGK, v_TGK, self._pages(layer, cache), plan.inputs, UNCHANGED, pdl=self._pdl)
+        pages = self._pages(layer, cache)
+        launch_write(None, k_TGK, v_TGK, pages, plan.inputs, UNCHANGED, num_warps=self.write_warps, pdl=self._pdl)
 
     def attend(
         self, q_THK: torch.Tensor, layer: AttentionLayer, cache: PagedCache, plan: AttentionPlan

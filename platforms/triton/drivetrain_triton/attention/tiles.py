@@ -117,9 +117,11 @@ def attend_span(
         s_MN = scores_of(dots_MN, scale, soft_cap, SOFT_CAP)
         if ALIBI:
             s_MN += alibi_M[:, None] * (token_N[None, :] - query_position_M[:, None]).to(tl.float32)
-        seen_N = token_N < end
         if WINDOW:
-            seen_N = seen_N & (token_N >= low)
+            # One comparison for both ends: what lies before `low` wraps around to a large number.
+            seen_N = (token_N - low).to(tl.uint32) < (end - low).to(tl.uint32)
+        else:
+            seen_N = token_N < end
         s_MN = tl.where(seen_N[None, :], s_MN, float("-inf"))
         new_m_M = tl.maximum(m_M, tl.max(s_MN, axis=1))
         p_MN = tl.exp2(s_MN - new_m_M[:, None])

@@ -114,6 +114,10 @@ def meta_layer(mixer: AttentionSpec, dtype: torch.dtype) -> AttentionLayer:
     )
 
 
+LARGE_PAGES_BYTES = 1 << 31
+"""Pages of a meta cache take more, as a real cache's do: AMD's compiler makes other code for smaller tensors."""
+
+
 @dataclass(frozen=True, slots=True)
 class MetaCache:
     """Pages of one layer, without memory."""
@@ -127,5 +131,7 @@ class MetaCache:
         """The cache of one layer."""
         layer = KVLayerSpec(num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, window=mixer.window)
         spec = KVSpec(layers=(layer,), dtype=limits.kv_dtype, page_size=limits.page_size)
-        pages = meta(2, limits.page_size, mixer.num_kv_heads, mixer.head_dim, dtype=dtype)
+        page_bytes = limits.page_size * mixer.num_kv_heads * mixer.head_dim * dtype.itemsize
+        num_pages = LARGE_PAGES_BYTES // page_bytes + 1
+        pages = meta(num_pages, limits.page_size, mixer.num_kv_heads, mixer.head_dim, dtype=dtype)
         return MetaCache(spec, [pages], [pages])

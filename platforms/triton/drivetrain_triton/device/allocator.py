@@ -77,7 +77,8 @@ class GpuAllocator(Allocator):
         page_bytes = cache.spec.page_bytes
         most = min(limits.max_pages, cache.reserved_pages)
         held = memory.total - memory.free - self._source.others - cache.mapped_bytes  # by this process, pages apart
-        held = max(held, memory.reserved)
+        allocated, reserved = memory.allocated - cache.torch_bytes, memory.reserved - cache.torch_bytes
+        held = max(held, reserved)
         if limits.kv_bytes is not None:
             num_pages = min(most, limits.kv_bytes // page_bytes)
             room = cache.mapped_for(num_pages)
@@ -92,7 +93,7 @@ class GpuAllocator(Allocator):
             raise OutOfMemory(
                 f"{max(num_pages, MIN_PAGES)} KV pages need {cache.mapped_for(max(num_pages, MIN_PAGES)):,} bytes and "
                 f"{max(0, free):,} are free for them: of {memory.total:,} others use {self._source.others:,}, this "
-                f"process {held:,} ({memory.allocated:,} in weights and buffers); end other programs on the device, "
+                f"process {held:,} ({allocated:,} in weights and buffers); end other programs on the device, "
                 "lower the KV memory limit or use a smaller model"
             )
         mapped = cache.mapped_for(num_pages)
@@ -100,9 +101,9 @@ class GpuAllocator(Allocator):
         lines = (
             ("memory of the device", memory.total),
             ("used by others", self._source.others),
-            ("context, libraries and recorded steps", held - memory.reserved),
-            ("weights and buffers", memory.allocated),
-            ("workspaces of steps", memory.reserved - memory.allocated),
+            ("context, libraries and recorded steps", held - reserved),
+            ("weights and buffers", allocated),
+            ("workspaces of steps", reserved - allocated),
             ("safety", safety),
             ("not to be used, by the limit", untouched),
             ("room for pages", room),

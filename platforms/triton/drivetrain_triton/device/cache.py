@@ -48,10 +48,12 @@ class GpuCache(KVCache):
 
     Attributes:
         reserved_pages: the most that there may be.
+        torch_bytes: memory of pages that torch's allocator counts as its own.
         k, v: per layer (N, P, G, K), N being at least `num_pages`.
     """
 
     reserved_pages: int
+    torch_bytes: int = 0
     k: list[torch.Tensor]
     v: list[torch.Tensor]
 
@@ -97,6 +99,10 @@ class ArenaCache(GpuCache):
     """Pages in virtual memory: those from `num_pages` on have addresses and no memory, and growth moves nothing.
 
     `k` and `v` hold `reserved_pages` pages a layer.
+
+    Args:
+        tensor_at: a uint8 tensor over device memory. dtypes: how pages are stored.
+        least_bytes: address range that each group of equal lanes has at least.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class ArenaCache(GpuCache):
         driver: MemoryDriver,
         tensor_at: TensorAt,
         dtypes: Mapping[KVDtype, torch.dtype] = KV_DTYPES,
+        least_bytes: int = 0,
     ) -> None:
         self.spec = spec
         self.num_pages = 0
@@ -118,12 +125,12 @@ class ArenaCache(GpuCache):
         try:
             for page_bytes in dict.fromkeys(sizes):
                 count = 2 * sizes.count(page_bytes)
-                arena = Arena(driver, lanes=count, lane_bytes=reserved_pages * page_bytes)
+                arena = Arena(driver, lanes=count, lane_bytes=reserved_pages * page_bytes, least_bytes=least_bytes)
                 # The group comes first, so that a failure below finds it and gives its memory back.
                 group = _Group(arena, page_bytes, torch.empty(0))
                 self._groups.append(group)
                 arena.resize(MIN_PAGES * page_bytes)
-                whole = tensor_at(arena.address, count * arena.stride)
+                whole = tensor_at(arena.address, arena.reserved_bytes)
                 group.words_LNB = whole.view(torch.int64).as_strided(
                     (count, reserved_pages, page_bytes // 8), (arena.stride // 8, page_bytes // 8, 1)
                 )

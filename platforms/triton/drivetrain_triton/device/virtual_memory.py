@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-OUT_OF_MEMORY_CODES = frozenset({"CUDA_ERROR_OUT_OF_MEMORY", "hipErrorOutOfMemory"})
+OUT_OF_MEMORY_CODES = frozenset({"CUDA_ERROR_OUT_OF_MEMORY", "hipErrorOutOfMemory", "hipErrorMemoryAllocation"})
 CHUNK_BYTES = 16 << 20
 """Most bytes of one mapping. A mapping can only be given back whole, so this bounds what a shrunken lane keeps."""
 
@@ -62,19 +62,23 @@ class Arena:
     Args:
         lanes: number of lanes.
         lane_bytes: most bytes that a lane may ever use.
+        least_bytes: address range to reserve at least.
 
     Attributes:
         address: where lane 0 begins. stride: bytes from one lane's beginning to the next's.
+        reserved_bytes: address range from there on.
         lane_mapped: bytes of each lane that are backed now.
     """
 
-    def __init__(self, driver: MemoryDriver, *, lanes: int, lane_bytes: int) -> None:
+    def __init__(self, driver: MemoryDriver, *, lanes: int, lane_bytes: int, least_bytes: int = 0) -> None:
         self._driver = driver
         self.lanes = lanes
         self.stride = driver.granularity * -(-lane_bytes // driver.granularity)
         self.lane_mapped = 0
         self._chunks: list[int] = []  # sizes of the mappings of every lane, in order
-        self.address = driver.reserve(self.lanes * self.stride)
+        least_bytes = driver.granularity * -(-least_bytes // driver.granularity)
+        self.reserved_bytes = max(self.lanes * self.stride, least_bytes)
+        self.address = driver.reserve(self.reserved_bytes)
 
     @property
     def mapped_bytes(self) -> int:
@@ -104,7 +108,7 @@ class Arena:
     def close(self) -> None:
         """Give back all memory and the addresses."""
         self._shrink(0)
-        self._driver.free(self.address, self.lanes * self.stride)
+        self._driver.free(self.address, self.reserved_bytes)
 
     def _rounded(self, lane_bytes: int) -> int:
         granularity = self._driver.granularity

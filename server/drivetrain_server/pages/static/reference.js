@@ -18,9 +18,9 @@ function kind(schema, depth = 0) {
   const either = (own.anyOf ?? own.oneOf)?.filter((option) => option.type !== "null");
   if (either) return depth > 2 ? "…" : [...new Set(either.map((option) => kind(option, depth + 1)))].join(" or ");
   if (own.const !== undefined) return JSON.stringify(own.const);
-  if (own.enum) return own.enum.map((value) => JSON.stringify(value)).join(" or ");
+  if (own.enum) return own.enum.filter((value) => value !== null).map((value) => JSON.stringify(value)).join(" or ");
   if (own.type === "array") return `list of ${kind(own.items, depth + 1)}`;
-  if (Array.isArray(own.type)) return own.type.join(" or ");
+  if (Array.isArray(own.type)) return own.type.filter((name) => name !== "null").join(" or ");
   return own.$ref ? own.$ref.split("/").at(-1) : own.type ?? "any";
 }
 
@@ -28,18 +28,19 @@ function kind(schema, depth = 0) {
 function limits(schema) {
   const options = [schema, ...(schema.anyOf ?? [])].map(resolved);
   const words = [];
-  const add = (name, said) => {
-    const found = options.find((option) => option[name] !== undefined);
-    if (found) words.push(`${said} ${found[name]}`);
+  const bound = (name) => options.find((option) => option[name] !== undefined)?.[name];
+  const add = (name, said) => bound(name) !== undefined && words.push(`${said} ${bound(name)}`);
+  const count = (least, most, unit) => {
+    const [low, high] = [bound(least), bound(most)];
+    if (low !== undefined && high !== undefined) words.push(`${low} to ${high} ${unit}`);
+    else if (low ?? high) words.push(`at ${low === undefined ? "most" : "least"} ${low ?? high} ${unit}`);
   };
   add("minimum", "from");
   add("exclusiveMinimum", "above");
   add("maximum", "to");
   add("exclusiveMaximum", "below");
-  add("minLength", "at least characters:");
-  add("maxLength", "at most characters:");
-  add("minItems", "at least items:");
-  add("maxItems", "at most items:");
+  count("minLength", "maxLength", "characters");
+  count("minItems", "maxItems", "items");
   if (schema.default !== undefined && schema.default !== null) words.push(`default ${JSON.stringify(schema.default)}`);
   return words.join(", ");
 }

@@ -1,0 +1,172 @@
+"""The whole engine over the Gaudi backend's own code, on the processor: same answers, nothing compiled in service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drivetrain.assembly import connect, open_model, open_model_weights
+from drivetrain.config import EngineConfig
+from drivetrain.engine import Engine
+from drivetrain.messages import GenerateRequest
+from drivetrain.runner import ModelRunner
+from drivetrain.sampling import SamplingParams
+from drivetrain_gaudi.device import GaudiDevice
+from drivetrain_plugins.contract.backend import RankInfo
+from drivetrain_plugins.contract.executor import ExecutorLimits
+from drivetrain_plugins.contract.memory import MemoryLimits
+from drivetrain_plugins.contract.shapes import StepShape
+from drivetrain_plugins.errors import Unsupported
+from fakes.tiny_engine import MAX_MODEL_LEN, random_requests, run, tiny_engine
+from gaudi_on_cpu import GaudiOnCpu
+
+PAGE = 64
+ROWS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def open_device(**options: Any) -> GaudiDevice:
+    return GaudiOnCpu().open(RankInfo(), {"recipe_cache": "off", "new_shapes": "refuse"} | options)
+
+
+def serving_requests(seed: int, count: int) -> list[GenerateRequest]:
+    """Every kind of request whose steps are recorded; scores of prompts are not, as each has a shape of its own."""
+    return [
+        replace(request, params=replace(request.params, prompt_logprobs=None))
+        for request in random_requests(seed, count)
+    ]
+
+
+def watched(engine: Engine) -> list[Any]:
+    """The batches that an engine executes from now on."""
+    executor: Any = engine._executor
+    batches: list[Any] = []
+    execute = executor.execute
+
+    def watch(batch: Any) -> Any:
+        batches.append(batch)
+        return execute(batch)
+
+    executor.execute = watch
+    return batches
+
+
+def test_a_random_trace_compiles_nothing_after_the_warm_up_and_answers_as_the_cpu_does() -> None:
+    device = open_device()
+    limits: dict[str, Any] = {"rows": ROWS, "page_size": PAGE, "step_tokens": 128, "pages": 40, "overlap": True}
+    engine = tiny_engine(device=device, window=40, **limits)
+    prepared = device.shape_policy(engine._executor._limits).captured_shapes(
+        page_size=PAGE, max_pages=MAX_MODEL_LEN // PAGE
+    )
+    from habana_frameworks.torch.compile_backend import compiled
+
+    graphs = len(compiled)
+    assert graphs == len(prepared)
+    torch.compiler.set_stance("fail_on_recompile")
+    batches = watched(engine)
+    requests = serving_requests(11, 40)
+    answers = run(engine, requests, aborts={9: ["r3"], 30: ["r17"]})
+    assert len(compiled) == graphs
+    assert device.ledger.late_steps == 0
+    shapes = {
+        StepShape(
+            rows=batch.layout.rows,
+            tokens=batch.layout.tokens,
+            pages=MAX_MODEL_LEN // PAGE,
+            decode_only=batch.decode_only,
+            captured=batch.captured,
+            total_pages=batch.total_pages,
+        )
+        for batch in batches
+    }
+    assert shapes <= set(prepared)
+    assert len(shapes) >= 10, "the trace meets many shapes"
+    expected = run(tiny_engine(window=40, **limits), requests)
+    for key, (ids, _, reason) in expected.items():
+        if key[0] in ("r3", "r17"):
+            continue
+        assert answers[key][0] == ids, key
+        assert answers[key][2] == reason
+    engine.close()
+
+
+def test_what_the_time_for_the_warm_up_leaves_is_prepared_in_idle_time() -> None:
+    device = open_device(warm_up_s=1e-3)
+    engine = tiny_engine(device=device, rows=2, page_size=128, step_tokens=128, pages=20)
+    executor: Any = engine._executor
+    left = executor._warm_up.num_left
+    assert left > 0
+    for _ in range(left):
+        assert executor.prepare_more()
+    assert not executor.prepare_more()
+    run(engine, serving_requests(2, 4))
+    assert device.ledger.late_steps == 0
+    engine.close()
+
+
+def test_a_step_that_nobody_prepared_is_refused_where_the_options_say_so_and_counted_elsewhere() -> None:
+    scored = [request for request in random_requests(1, 30) if request.params.prompt_logprobs is not None][:1]
+    limits: dict[str, Any] = {"rows": 1, "page_size": 128, "step_tokens": 128, "pages": 8}
+    engine = tiny_engine(device=open_device(), **limits)
+    with pytest.raises(Unsupported, match="was not prepared"):
+        run(engine, scored)
+    device = open_device(new_shapes="warn")
+    engine = tiny_engine(device=device, **limits)
+    assert run(engine, scored)
+    assert device.ledger.late_steps == 1
+    assert {shape.decode_only for shape in device.ledger.late_shapes} == {False}
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(
+    "chosen", [pytest.param((0, 4), id="two"), pytest.param((1, 2, 3), id="rest", marks=pytest.mark.slow)]
+)
+def test_golden_answers_of_the_real_model(
+    chosen: tuple[int, ...], smollm2_path: Path, golden_outputs: list[dict[str, Any]]
+) -> None:
+    config = EngineConfig(model=str(smollm2_path), dtype="float32")
+    model = open_model(config)
+    device = open_device()
+    limits = ExecutorLimits(
+        dtype="float32",
+        kv_dtype="float32",
+        max_num_rows=1,
+        max_step_tokens=64,
+        max_model_len=128,
+        page_size=64,
+        memory=MemoryLimits(max_pages=16),
+    )
+    spec, weights = open_model_weights(config, model, "float32")
+    executor = ModelRunner(device)
+    plan = executor.load(spec, weights, limits, lambda *progress: None)
+    torch.compiler.set_stance("fail_on_recompile")
+    engine = connect(
+        config, model, executor, limits, plan, backend="gaudi", capabilities=device.capabilities, weight_bytes=0
+    )
+    requests = [
+        GenerateRequest(
+            request_id=str(index),
+            prompt_ids=golden_outputs[index]["prompt_ids"],
+            params=SamplingParams(temperature=0.0, max_tokens=len(golden_outputs[index]["output_ids"])),
+        )
+        for index in chosen
+    ]
+    answers = run(engine, requests)
+    for index in chosen:
+        assert answers[str(index), 0][0] == golden_outputs[index]["output_ids"], index
+    assert device.ledger.late_steps == 0
+    engine.close()

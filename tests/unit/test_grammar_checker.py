@@ -1,0 +1,82 @@
+"""The process that checks grammars: whatever one does to it, the others are checked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drivetrain.errors import EngineError, Overloaded, RequestError
+from drivetrain.grammar import Grammar, checker
+from drivetrain.grammar.checker import GrammarChecker
+from fakes.tiny_grammars import tiny_tokenizer
+from hostile_grammars import LARKS
+from tiny_tokenizers import write_byte_level_folder
+
+
+@pytest.fixture
+def checking(tmp_path: Path) -> Iterator[GrammarChecker]:
+    made = GrammarChecker(write_byte_level_folder(tmp_path), lambda: tiny_tokenizer().vocab_size)
+    yield made
+    made.close()
+
+
+def pid_of(checking: GrammarChecker) -> int:
+    assert checking._process is not None
+    return checking._process.pid
+
+
+async def test_good_ones_pass_and_bad_ones_are_refused_with_the_reason(checking: GrammarChecker) -> None:
+    await checking.check(Grammar(kind="json_schema", value='{"type": "integer"}'))
+    for _ in range(2):
+        with pytest.raises(RequestError, match='^grammar: the schema keyword "not" is not supported$') as caught:
+            await checking.check(Grammar(kind="json_schema", value='{"not": {}}'))
+        assert caught.value.param == "grammar"
+    with pytest.raises(RequestError, match="unclosed group"):
+        await checking.check(Grammar(kind="regex", value="(é"))
+
+
+async def test_what_was_checked_is_remembered_and_a_dead_process_is_replaced(checking: GrammarChecker) -> None:
+    first = Grammar(kind="regex", value="a+")
+    await checking.check(first)
+    dead = pid_of(checking)
+    os.kill(dead, signal.SIGKILL)
+    await checking.check(first)
+    assert pid_of(checking) == dead
+    await checking.check(Grammar(kind="regex", value="b+"))
+    assert pid_of(checking) != dead
+
+
+async def test_one_that_overflows_the_stack_ends_its_fork_alone(checking: GrammarChecker) -> None:
+    await checking.check(Grammar(kind="regex", value="a"))
+    before = pid_of(checking)
+    with pytest.raises(RequestError, match="more memory, or deeper nesting, than is allowed; simplify it"):
+        await checking.check(Grammar(kind="lark", value=LARKS["chain of rules that overflows a stack"]))
+    await checking.check(Grammar(kind="regex", value="b"))
+    assert pid_of(checking) == before
+
+
+async def test_one_that_takes_too_long_is_given_up(checking: GrammarChecker) -> None:
+    properties = {f"property_{at}": {"type": "string"} for at in range(7000)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    with pytest.raises(RequestError, match="compiling it takes more than 2 s; simplify it"):
+        await checking.check(Grammar(kind="json_schema", value=json.dumps(schema)))
+
+
+async def test_only_so_many_wait(checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker, "_MAX_WAITING", 3)
+    asked = [checking.check(Grammar(kind="regex", value="a" * count)) for count in range(1, 7)]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None)] * 3 + [Overloaded] * 3
+
+
+async def test_a_process_that_cannot_start_is_an_error_of_the_server(tmp_path: Path) -> None:
+    broken = GrammarChecker(tmp_path / "nothing", lambda: 9)
+    with pytest.raises(EngineError, match="ends by itself"):
+        await broken.check(Grammar(kind="regex", value="a"))
+    broken.close()
