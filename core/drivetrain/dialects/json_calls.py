@@ -153,6 +153,8 @@ class JsonCalls:
             if letter != '"':
                 return False
             key = yield from self._string(note)
+            if not self._any_name and not self._may_have(key):
+                return False
             note((yield from tape.spaces()))
             if (yield from tape.peek()) != ":":
                 return False
@@ -211,6 +213,11 @@ class JsonCalls:
         call.waiting = call.waiting or ["{}"]
         self._begin(call)
         return True
+
+    def _may_have(self, key: str) -> bool:
+        """Whether a call may have this key. Any other object is not held back to its end in case it is one."""
+        form = self._form
+        return key in (*form.name_keys, *form.argument_keys, *form.id_keys, "type")
 
     def _accepts(self, name: str) -> bool:
         if not self._any_name:
