@@ -50,6 +50,8 @@ class GaudiDevice(Device):
             page_sizes=(PAGE_SIZE,),
             attention=frozenset({"window", "soft_cap", "sinks", "alibi"}),
             max_head_dim=256,
+            max_ranks=habana.hpu.device_count(),
+            sampling=EVERY_SAMPLING_FEATURE,
             graphs=True,
             async_execution=True,
             step_tokens=STEP_TOKENS,
