@@ -56,7 +56,6 @@ class GaudiDevice(Device):
             async_execution=True,
             step_tokens=STEP_TOKENS,
             memory_bytes=total,
-            sampling=EVERY_SAMPLING_FEATURE,
             features=frozenset({generation.name}),
         )
         self.ledger = ShapeLedger(options.new_shapes)
