@@ -2,9 +2,9 @@
 
     python bench/cpu_load.py [--concurrency 1 4 16] [--requests 24] [--no-rival]
 
-Both servers have the quick-start model in bf16 and get the same chats (some 200 tokens in, up to 32 out, greedy), each
-streamed by a client of its own, `--concurrency` at a time. The rival's continuous batching is on. One server runs at a
-time. Times are of text events, as a reader sees them.
+Both servers have the quick-start model in bf16 and get the same chats (some 200 tokens in, up to 32 out, greedy),
+each streamed by a client of its own, `--concurrency` at a time. The rival's continuous batching is on; it needs `pip
+install accelerate`. One server runs at a time. Times are of text events, as a reader sees them.
 """
 
 from __future__ import annotations

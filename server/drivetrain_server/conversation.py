@@ -10,10 +10,12 @@ from drivetrain.dialects.choose import Dialect, Reader, prompt_end
 from drivetrain.dialects.forms import CallForm, Tool
 from drivetrain.dialects.grammar import call_grammar, form_of_content
 from drivetrain.dialects.prompting import tools_in_words, with_words, without_calls
+from drivetrain.errors import RequestError
 from drivetrain.frontend import Chat, Frontend, Json
 from drivetrain.grammar import Grammar
 from drivetrain_server.answers.turn import Turns
 from drivetrain_server.wire.chat import ChatFields, ReasoningEffort
+from drivetrain_server.wire.structured import about
 from drivetrain_server.wire.tools import ToolUse
 from drivetrain_server.wire.validation import refuse
 
@@ -125,14 +127,17 @@ def _grammar(frontend: Frontend, dialect: Dialect, use: ToolUse, end: str) -> Gr
         return None
     if dialect.tools is None:
         raise refuse("tool_choice", 'calls are not read on this server (tool_parser = "none"); send "auto" or "none"')
-    return call_grammar(
-        dialect,
-        use.tools,
-        frontend.special_tokens,
-        required=use.required,
-        parallel=use.parallel,
-        prompt_end=end,
-    )
+    try:
+        return call_grammar(
+            dialect,
+            use.tools,
+            frontend.special_tokens,
+            required=use.required,
+            parallel=use.parallel,
+            prompt_end=end,
+        )
+    except RequestError as error:
+        raise about("tools", error) from None
 
 
 def _goes_on_reasoning(dialect: Dialect, fields: ChatFields) -> bool:

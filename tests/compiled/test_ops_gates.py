@@ -101,6 +101,12 @@ def test_serving_launches_nothing_that_was_not_compiled_ahead(hidden: int, vocab
                 SampleFeatures(random=True, filters=True, penalties=True, logprobs=4),
             ):
                 ops.sample(torch.empty((rows, vocab), device=META), inputs, slots, features)
+            masked = replace(
+                inputs,
+                mask_rows_M=torch.empty(rows, dtype=torch.int32, device=META),
+                masks_MW=torch.empty((rows, -(-vocab // 32)), dtype=torch.int32, device=META),
+            )
+            ops.sample(torch.empty((rows, vocab), device=META), masked, slots, SampleFeatures(masks=True))
     unknown = [str(variant) for variant in launched if variant.key not in known]
     assert launched
     assert not unknown

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from drivetrain_plugins.conformance.catalogue import checks
 from drivetrain_plugins.conformance.suite import BackendConformance
+
+SLOW = frozenset(
+    {
+        "attention.one_long_row_beside_short_ones",
+        "attention.windows_end_where_they_should",
+        "layer.decoder_layers_keep_only_the_wanted_tokens",
+        "model.steps_as_large_as_the_limits_are_served",
+    }
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,3 +41,10 @@ class TestGaudi(BackendConformance):
     backend = "gaudi_on_cpu:GaudiOnCpu"
     options = {"recipe_cache": "off"}
     world = 2
+
+    @classmethod
+    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
+        """As the suite, with what takes longest marked."""
+        if "check" in metafunc.fixturenames:
+            params = [pytest.param(check, marks=pytest.mark.slow if check.name in SLOW else ()) for check in checks()]
+            metafunc.parametrize("check", params, ids=str)

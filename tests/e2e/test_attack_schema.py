@@ -44,7 +44,7 @@ resource.setrlimit(resource.RLIMIT_AS, ({ADDRESS_SPACE_BYTES}, {ADDRESS_SPACE_BY
 from drivetrain_server.cli import main
 main()
 """
-QUICK, LONG = 12, 400
+QUICK, LONG = 6, 400
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def attack(server: ServeProcess, examples: int) -> int:
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             try:
                 run(operation.as_strategy(generation_mode=mode), check, examples)
-            except Unsatisfiable:  # an operation without parameters has nothing to forbid
-                assert mode is schemathesis.GenerationMode.NEGATIVE and operation.method == "get"
+            except Unsatisfiable:  # an operation without a body may have nothing to forbid
+                assert mode is schemathesis.GenerationMode.NEGATIVE and not operation.body
     return calls
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,22 @@ from drivetrain.config.server import ServerConfig
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.wire.chat import ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
-from drivetrain_server.wire.unservable import CHAT, COMPLETIONS
+from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.messages import MessagesRequest
+from drivetrain_server.wire.ollama import OllamaChat, OllamaEmbed, OllamaGenerate
+from drivetrain_server.wire.responses import ResponsesRequest
+from drivetrain_server.wire.unservable import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    OLLAMA,
+    RESPONSES,
+    Unservable,
+)
+from drivetrain_server.wire.unservable import (
+    MESSAGES as MESSAGES_REFUSED,
+)
+from drivetrain_server.wire.validation import WireModel
 from fakes.engine import FakeEngine
 from fakes.server import frontend_factory
 
@@ -64,7 +80,7 @@ def _check(path: str, raw: bytes) -> None:
     assert status in (200, 400, 404), answer
     if status != 200:
         error = orjson.loads(answer)["error"]
-        assert error["message"]
+        assert error if isinstance(error, str) else error["message"]
         assert len(answer) < 2000
 
 
@@ -78,6 +94,45 @@ def test_strange_chat_fields_are_served_or_refused(body: dict[str, object]) -> N
 @given(_bodies(set(CompletionRequest.model_fields) | COMPLETIONS.keys(), {"model": "tiny", "prompt": "Hi"}))
 def test_strange_completion_fields_are_served_or_refused(body: dict[str, object]) -> None:
     _check("/v1/completions", json.dumps(body).encode())
+
+
+OTHERS: dict[str, tuple[type[WireModel], dict[str, Unservable], dict[str, object]]] = {
+    "/v1/responses": (ResponsesRequest, RESPONSES, {"input": "Hi"}),
+    "/v1/messages": (MessagesRequest, MESSAGES_REFUSED, {"messages": MESSAGES, "max_tokens": 5}),
+    "/v1/embeddings": (EmbeddingRequest, EMBEDDINGS, {"input": "Hi"}),
+    "/api/chat": (OllamaChat, OLLAMA, {"messages": MESSAGES}),
+    "/api/generate": (OllamaGenerate, OLLAMA, {"prompt": "Hi"}),
+    "/api/embed": (OllamaEmbed, {}, {"input": "Hi"}),
+}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_strange_fields_of_other_protocols_are_served_or_refused(path: str, data: st.DataObject) -> None:
+    model, refused, base = OTHERS[path]
+    body = data.draw(_bodies(set(model.model_fields) | refused.keys(), {"model": "tiny", **base}))
+    _check(path, json.dumps(body).encode())
+
+
+PLACES: dict[str, tuple[str, dict[str, object]]] = {
+    "/v1/responses": ("input", {"type": "message", "role": "user", "content": "a"}),
+    "/v1/messages": ("messages", {"role": "user", "content": [{"type": "text", "text": "a"}]}),
+    "/api/chat": ("messages", {"role": "user", "content": "a", "tool_calls": []}),
+}
+words = st.sampled_from(
+    ["type", "role", "content", "text", "call_id", "id", "output", "tool_calls", "summary", "input"]
+)
+kinds = st.sampled_from(["function_call", "function_call_output", "reasoning", "message", "assistant", "tool", "user"])
+
+
+@pytest.mark.parametrize("path", PLACES)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.dictionaries(words, kinds | json_values, max_size=4), min_size=1, max_size=3))
+def test_strange_items_of_other_protocols_are_served_or_refused(path: str, changes: list[dict[str, object]]) -> None:
+    name, item = PLACES[path]
+    body = {"model": "tiny", "max_tokens": 5, name: [item | change for change in changes]}
+    _check(path, json.dumps(body).encode())
 
 
 @settings(max_examples=60, deadline=None)

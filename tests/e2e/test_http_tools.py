@@ -265,3 +265,11 @@ def test_a_demanded_form_is_that_of_the_content_behind_reasoning_that_the_prompt
 def test_tools_and_another_form_exclude_each_other_where_a_call_is_required(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="the tools demand a form"):
         ask(client, tool_choice="required", response_format={"type": "json_object"})
+
+
+def test_schemas_too_large_for_a_grammar_are_refused_under_their_field(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"a": {"enum": ["x" * 100 + str(at) for at in range(3000)]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(openai.BadRequestError) as refusal:
+        ask(client, tools=[tool], tool_choice="required")
+    assert refusal.value.param == "tools"

@@ -108,8 +108,9 @@ def test_cards_that_cannot_be_asked(tmp_path: Path) -> None:
 def test_a_ready_machine_lists_its_cards_and_what_is_not_proven(tmp_path: Path) -> None:
     found = examine(WHOLE, {}, two_cards, root=machine(tmp_path, "dev/hl0"))
     assert found.ready
-    assert found.details["proven"] == "contract-tested, never run on Gaudi"
+    assert found.details["proof"] == "contract-tested, never run on Gaudi"
     assert [device.index for device in found.devices] == [0, 1]
+    assert found.devices[0].name == "HL-225 (contract-tested, never run on Gaudi)"
     assert found.devices[1].free_memory_bytes == 95 << 30
     assert found.devices[1].details == {
         "uuid": "uuid-1",

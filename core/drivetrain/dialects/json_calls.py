@@ -136,7 +136,7 @@ class JsonCalls:
 
     def _object(self, call: _Call) -> Reading[bool]:
         """One object. Returns whether it was read to its end."""
-        tape, form, note = self._tape, self._form, call.raw.append
+        tape, note = self._tape, call.raw.append
         tape.advance()
         note("{")
         while True:
@@ -152,33 +152,42 @@ class JsonCalls:
                 continue
             if letter != '"':
                 return False
-            key = yield from self._string(note)
-            note((yield from tape.spaces()))
-            if (yield from tape.peek()) != ":":
+            if not (yield from self._member(call)):
                 return False
-            tape.advance()
-            note(":")
-            note((yield from tape.spaces()))
-            if key in form.name_keys and call.name is None:
-                if (yield from tape.peek()) != '"':
-                    return False
-                call.name = yield from self._string(note)
-                if not self._accepts(call.name):
-                    return False
-                if call.waiting is not None:
-                    self._begin(call)
-            elif key in form.argument_keys and not call.begun:
-                if not (yield from self._arguments(call)):
-                    return False
-            else:
-                value: list[str] = []
-                whole = yield from json_value(tape, value.append)
-                text = "".join(value)
-                note(text)
-                if not whole:
-                    return False
-                if key in form.id_keys and call.id is None:
-                    call.id = _plain_id(text)
+
+    def _member(self, call: _Call) -> Reading[bool]:
+        """One key and its value. Returns whether the object can still be a call."""
+        tape, form, note = self._tape, self._form, call.raw.append
+        key = yield from self._string(note)
+        if not self._any_name and not self._may_have(key):
+            return False
+        note((yield from tape.spaces()))
+        if (yield from tape.peek()) != ":":
+            return False
+        tape.advance()
+        note(":")
+        note((yield from tape.spaces()))
+        if key in form.name_keys and call.name is None:
+            return (yield from self._name(call))
+        if key in form.argument_keys and not call.begun:
+            return (yield from self._arguments(call))
+        value: list[str] = []
+        whole = yield from json_value(tape, value.append)
+        text = "".join(value)
+        note(text)
+        if key in form.id_keys and call.id is None:
+            call.id = _plain_id(text)
+        return whole
+
+    def _name(self, call: _Call) -> Reading[bool]:
+        if (yield from self._tape.peek()) != '"':
+            return False
+        call.name = yield from self._string(call.raw.append)
+        if not self._accepts(call.name):
+            return False
+        if call.waiting is not None:
+            self._begin(call)
+        return True
 
     def _arguments(self, call: _Call) -> Reading[bool]:
         """The value of the arguments; told as it comes where the name is known."""
@@ -211,6 +220,11 @@ class JsonCalls:
         call.waiting = call.waiting or ["{}"]
         self._begin(call)
         return True
+
+    def _may_have(self, key: str) -> bool:
+        """Whether a call may have this key. Any other object is not held back to its end in case it is one."""
+        form = self._form
+        return key in (*form.name_keys, *form.argument_keys, *form.id_keys, "type")
 
     def _accepts(self, name: str) -> bool:
         if not self._any_name:

@@ -190,7 +190,10 @@ TOOL_FAMILIES: dict[str, ToolFamily] = {
     "granite": ToolFamily(
         models="Granite 3",
         signs=(("<|tool_call|>",),),
-        forms=(JsonForm(opens=("<|tool_call|>", "<tool_call>"), closes=("</tool_call>",), array=True),),
+        forms=(
+            JsonForm(opens=("<|tool_call|>",), array=True),
+            JsonForm(opens=("<tool_call>",), closes=("</tool_call>",), array=True),
+        ),
     ),
     "lfm2": ToolFamily(
         models="LFM2",
@@ -205,7 +208,10 @@ TOOL_FAMILIES: dict[str, ToolFamily] = {
     "llama4": ToolFamily(
         models="Llama 4, Llama 3.2 in its Python style",
         signs=(("<|python_start|>",), ("[func_name1(params_name1=params_value1",)),
-        forms=(PythonForm(opens=("<|python_start|>",), bare=("[",), closes=("<|python_end|>",)),),
+        forms=(
+            PythonForm(bare=("[",)),
+            PythonForm(opens=("<|python_start|>",), closes=("<|python_end|>",)),
+        ),
     ),
     "llama3": ToolFamily(
         models="Llama 3.1, 3.2, 3.3",

@@ -37,6 +37,9 @@ _PASSED, _REFUSED = b"+", b"-"
 
 def main() -> int:
     """Check what comes until nothing comes any more."""
+    # A terminal's Ctrl-C, or a service manager's SIGTERM, reaches all processes; this one ends with the one it serves.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     told = read_frame(requests, Vocabulary)
     if told is None:

@@ -17,7 +17,7 @@ from drivetrain_gaudi.ops import GaudiOps
 from drivetrain_gaudi.options import GaudiOptions
 from drivetrain_gaudi.runtime import GaudiRuntime
 from drivetrain_plugins.contract.backend import Device, RankInfo, capability_gaps
-from drivetrain_plugins.contract.capabilities import Capabilities, KVDtype
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities, KVDtype
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits, Progress
 from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
@@ -50,6 +50,8 @@ class GaudiDevice(Device):
             page_sizes=(PAGE_SIZE,),
             attention=frozenset({"window", "soft_cap", "sinks", "alibi"}),
             max_head_dim=256,
+            max_ranks=habana.hpu.device_count(),
+            sampling=EVERY_SAMPLING_FEATURE,
             graphs=True,
             async_execution=True,
             step_tokens=STEP_TOKENS,

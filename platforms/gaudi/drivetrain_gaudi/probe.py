@@ -59,7 +59,7 @@ def examine(
     sign = next((sign for sign in SIGNS if (root / sign).exists()), None)
     if sign is None:
         return _no_driver(root)
-    details: dict[str, str | int | float | bool | tuple[str, ...]] = {"proven": PROVEN}
+    details: dict[str, str | int | float | bool | tuple[str, ...]] = {"proof": PROVEN}
     if packages.torch is not None:
         details["torch"] = packages.torch
     if packages.bridge_version is not None:
@@ -152,7 +152,7 @@ def _device(index: int, card: Card) -> DeviceInfo:
     }
     return DeviceInfo(
         index=index,
-        name=card.name,
+        name=f"{card.name} ({PROVEN})",
         architecture=card.name.split()[0].lower() if card.name.split() else "gaudi",
         memory_bytes=card.memory_bytes,
         free_memory_bytes=max(0, card.memory_bytes - card.used_bytes),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.capabilities import Capabilities
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
@@ -159,6 +159,8 @@ def capabilities(gpu: OpenedGpu, *, graphs: bool) -> Capabilities:
         max_head_dim=gpu.part.max_head_dim,
         graphs=graphs,
         async_execution=True,
+        sampling=EVERY_SAMPLING_FEATURE,
         memory_bytes=gpu.memory_bytes,
+        max_ranks=max(1, torch.cuda.device_count()),
         features=frozenset(features | ({"virtual memory"} if gpu.memory is not None else set[str]())),
     )

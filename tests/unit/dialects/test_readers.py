@@ -181,6 +181,13 @@ def test_broken_arguments_are_passed_on_as_they_are() -> None:
     assert text_of(events, "ToolCallArguments") == '{"a": oops, "b": [1, }</tool_call> x'
 
 
+def test_json_that_is_no_call_is_not_held_back() -> None:
+    for family in ("json", "llama3"):
+        dialect = choose_dialect((), {}, (), tool_parser=family)
+        reader = dialect.reader(TOOLS, reasons=False)
+        assert [event.text for event in reader.push('{"data": [') if isinstance(event, ContentDelta)] == ['{"data": [']
+
+
 HOSTILE = {
     "hermes": ["<tool_call>", "<tool_call>{", "```json", '```json {"name":"now","arguments":{"a":"b"}}```', '"', "\\"],
     "qwen3_coder": [

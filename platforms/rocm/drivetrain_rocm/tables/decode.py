@@ -48,7 +48,13 @@ _RDNA4: dict[tuple[int, int, Rows], DecodeConfig] = {
     (128, 2, "few"): _config(32, 4, 1, 2),
     (128, 4, "few"): _config(16, 16, 1, 1),
 }
-_FAMILIES = {"gfx90a": _CDNA, "gfx942": _CDNA, "gfx950": _CDNA, "gfx1100": _RDNA3, "gfx1201": _RDNA4}
+_FAMILIES = {
+    "gfx90a": {**_CDNA, (128, 2, "many"): _config(16, 4, 1, 2)},
+    "gfx942": _CDNA,
+    "gfx950": _CDNA,
+    "gfx1100": _RDNA3,
+    "gfx1201": _RDNA4,
+}
 
 DECODE_CONFIGS: DecodeTable = {
     (part, *key): config for part, table in _FAMILIES.items() for key, config in table.items()

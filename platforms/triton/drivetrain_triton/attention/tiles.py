@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 from drivetrain_triton.attention.heads import from_cache
 
@@ -117,11 +118,14 @@ def attend_span(
         s_MN = scores_of(dots_MN, scale, soft_cap, SOFT_CAP)
         if ALIBI:
             s_MN += alibi_M[:, None] * (token_N[None, :] - query_position_M[:, None]).to(tl.float32)
+        seen_N = token_N < end
         if WINDOW:
-            # One comparison for both ends: what lies before `low` wraps around to a large number.
-            seen_N = (token_N - low).to(tl.uint32) < (end - low).to(tl.uint32)
-        else:
-            seen_N = token_N < end
+            if is_hip():
+                # One comparison for both ends, whose masks fill scalar registers there: what lies before `low` wraps
+                # around to a large number.
+                seen_N = (token_N - low).to(tl.uint32) < (end - low).to(tl.uint32)
+            else:
+                seen_N = seen_N & (token_N >= low)
         s_MN = tl.where(seen_N[None, :], s_MN, float("-inf"))
         new_m_M = tl.maximum(m_M, tl.max(s_MN, axis=1))
         p_MN = tl.exp2(s_MN - new_m_M[:, None])

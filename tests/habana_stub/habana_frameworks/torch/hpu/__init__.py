@@ -14,7 +14,7 @@ def is_available() -> bool:
 
 
 def device_count() -> int:
-    return 1
+    return 2
 
 
 def get_device_name(device: int | None = None) -> str:
