@@ -33,8 +33,8 @@ class Kept:
 class KeptResponses:
     """The newest responses of all keys; each key sees its own.
 
-    Where there is no more room, the key that takes most of it gives up the response that it used longest ago, so that no
-    key drives out what others keep.
+    Where there is no more room, the key that takes most of it gives up the response that it used longest ago, so that
+    no key drives out what others keep.
 
     Args:
         max_kept: responses in all.
