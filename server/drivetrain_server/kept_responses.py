@@ -33,27 +33,28 @@ class Kept:
 class KeptResponses:
     """The newest responses of all keys; each key sees its own.
 
+    Where there is no more room, the key that takes most of it gives up the response that it used longest ago, so that
+    no key drives out what others keep.
+
     Args:
-        max_kept: responses in all; the one that was used longest ago goes first.
+        max_kept: responses in all.
         max_bytes: bytes of JSON in all.
     """
 
     def __init__(self, *, max_kept: int = MAX_KEPT, max_bytes: int = MAX_BYTES) -> None:
         self._max_kept = max_kept
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._bytes = 0
+        self._shelves: dict[str, _Shelf] = {}
 
     def add(self, tenant: str, response_id: str, response: Kept) -> None:
         """Keep a response; one that is larger than everything may be is not kept."""
         raw = orjson.dumps(response)
         if len(raw) > self._max_bytes:
             return
-        self._kept[tenant, response_id] = raw
-        self._bytes += len(raw)
-        while len(self._kept) > self._max_kept or self._bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= len(oldest)
+        self._shelves.setdefault(tenant, _Shelf()).put(response_id, raw)
+        while self._is_full():
+            most = max(self._shelves.values(), key=self._share_of)
+            most.take(next(iter(most.kept)))
 
     def get(self, tenant: str, response_id: str, *, param: str | None = None) -> Kept:
         """A response of this key.
@@ -61,8 +62,8 @@ class KeptResponses:
         Raises:
             HttpError: 404, it was never kept, or is gone.
         """
-        raw = self._kept.get((tenant, response_id))
-        if raw is None:
+        shelf = self._shelves.get(tenant)
+        if shelf is None or response_id not in shelf.kept:
             raise HttpError(
                 404,
                 f"{param or 'response_id'}: there is no response {response_id[:100]!r}; it was not stored, was "
@@ -70,8 +71,8 @@ class KeptResponses:
                 param=param or "response_id",
                 code="response_not_found",
             )
-        self._kept.move_to_end((tenant, response_id))
-        return Kept(**orjson.loads(raw))
+        shelf.kept.move_to_end(response_id)
+        return Kept(**orjson.loads(shelf.kept[response_id]))
 
     def delete(self, tenant: str, response_id: str) -> None:
         """Forget a response.
@@ -80,4 +81,30 @@ class KeptResponses:
             HttpError: 404, as `get`.
         """
         self.get(tenant, response_id)
-        self._bytes -= len(self._kept.pop((tenant, response_id)))
+        self._shelves[tenant].take(response_id)
+
+    def _is_full(self) -> bool:
+        shelves = self._shelves.values()
+        return (
+            sum(len(shelf.kept) for shelf in shelves) > self._max_kept
+            or sum(shelf.num_bytes for shelf in shelves) > self._max_bytes
+        )
+
+    def _share_of(self, shelf: _Shelf) -> float:
+        """The part of all room that it takes, of places or bytes, whichever is more."""
+        return max(len(shelf.kept) / self._max_kept, shelf.num_bytes / self._max_bytes)
+
+
+class _Shelf:
+    """The responses of one key, the one that was used longest ago first."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[str, bytes] = OrderedDict()
+        self.num_bytes = 0
+
+    def put(self, response_id: str, raw: bytes) -> None:
+        self.kept[response_id] = raw
+        self.num_bytes += len(raw)
+
+    def take(self, response_id: str) -> None:
+        self.num_bytes -= len(self.kept.pop(response_id))

@@ -117,3 +117,17 @@ def test_prefill_entries(part: str, size: int, item_bytes: int) -> None:
     for fp8 in KV_NAMES[1] if item_bytes == 2 else ():
         for variant in named(variants(part, mixer(32, 8, size), 2, MIXED, fp8, 64), "prefill_kernel", "write_kernel"):
             check(part, variant, 4 if variant.kernel.__name__ == "write_kernel" else 1, fp8)
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_planning(part: str) -> None:
+    """Of decoding, with shared prefixes and without, and of prompts."""
+    planners = {
+        (variant.kernel.__module__, str(variant.constexprs)): variant
+        for shape in (DECODE, SHARED, MIXED)
+        for variant in named(variants(part, mixer(32, 8, 128), 2, shape, "bfloat16", 64), "plan_kernel")
+    }
+    assert len({module for module, _ in planners}) == 2
+    for variant in planners.values():
+        made = compile_variant(part, variant)
+        assert made.fits, f"{variant.constexprs}: {made}"

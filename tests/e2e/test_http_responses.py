@@ -207,3 +207,14 @@ def test_memory_of_kept_responses_is_bounded() -> None:
     for gone in ("r0", "r2", "r3", "too big"):
         with pytest.raises(Exception, match="there is no response"):
             kept.get("t", gone)
+
+
+def test_a_busy_key_drives_out_its_own_responses_alone() -> None:
+    kept = KeptResponses(max_kept=4, max_bytes=4000)
+    kept.add("quiet", "r", Kept(history=[], inputs=[], body={"at": -1}))
+    for at in range(20):
+        kept.add("busy", f"r{at}", Kept(history=[], inputs=[], body={"at": at}))
+    assert kept.get("quiet", "r").body == {"at": -1}
+    assert [kept.get("busy", f"r{at}").body["at"] for at in (17, 18, 19)] == [17, 18, 19]
+    with pytest.raises(Exception, match="there is no response"):
+        kept.get("busy", "r16")

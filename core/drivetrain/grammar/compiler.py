@@ -35,7 +35,8 @@ _LIMITS: dict[str, int | bool] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""Deterministic: the same grammar is refused on any machine. The steps' bound what a mask costs, at about 50 ms."""
+"""Deterministic: the same grammar is refused on any machine. The steps' bound what a mask costs: 17 us as a rule, and a
+quarter of a second for the most ambiguous grammar that was tried."""
 
 
 class CompiledGrammar:

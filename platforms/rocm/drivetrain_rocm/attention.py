@@ -20,6 +20,9 @@ from drivetrain_triton.attention.paged import PagedCache, TritonAttention
 from drivetrain_triton.attention.plan import AttentionPlan
 from drivetrain_triton.attention.prefill_plan import make_plan
 
+PLAN_WARPS = 8
+"""With 4, planning prompts spills on gfx1201."""
+
 
 class RocmAttention(TritonAttention):
     """Attention of the ROCm backend.
@@ -58,6 +61,6 @@ class RocmAttention(TritonAttention):
         if work is None:
             block_tokens = tokens_of_block(config, group)
             work = plan.prefill[key] = make_plan(
-                plan.inputs, plan.shape, plan.batch, block_tokens=block_tokens, pdl=False
+                plan.inputs, plan.shape, plan.batch, block_tokens=block_tokens, pdl=False, num_warps=PLAN_WARPS
             )
         launch_prefill(q_THK, out_THK, layer, self._pages(layer, cache), plan.inputs, work, config)

@@ -48,7 +48,7 @@ _RDNA4: dict[tuple[int, int, Rows], DecodeConfig] = {
     (128, 2, "few"): _config(32, 4, 1, 2),
     (128, 4, "few"): _config(16, 16, 1, 1),
 }
-_FAMILIES = {
+_FAMILIES: dict[str, dict[tuple[int, int, Rows], DecodeConfig]] = {
     "gfx90a": {**_CDNA, (128, 2, "many"): _config(16, 4, 1, 2)},
     "gfx942": _CDNA,
     "gfx950": _CDNA,
@@ -57,7 +57,9 @@ _FAMILIES = {
 }
 
 DECODE_CONFIGS: DecodeTable = {
-    (part, *key): config for part, table in _FAMILIES.items() for key, config in table.items()
+    (part, size, item_bytes, rows): config
+    for part, table in _FAMILIES.items()
+    for (size, item_bytes, rows), config in table.items()
 }
 
 

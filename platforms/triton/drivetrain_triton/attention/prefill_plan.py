@@ -130,7 +130,7 @@ def count_items(shape: StepShape, batch: StepBatch | None, block_tokens: int) ->
 
 
 def make_plan(
-    inputs: StepInputs, shape: StepShape, batch: StepBatch | None, *, block_tokens: int, pdl: bool
+    inputs: StepInputs, shape: StepShape, batch: StepBatch | None, *, block_tokens: int, pdl: bool, num_warps: int = 4
 ) -> PrefillPlan:
     """List the blocks of all rows with more than one query token, longest contexts first.
 
@@ -140,6 +140,7 @@ def make_plan(
         batch: the host's view, for a list without unused entries; None while capturing.
         block_tokens: query tokens of a block.
         pdl: launch with programmatic dependent launch.
+        num_warps: of planning itself.
     """
     num_items = count_items(shape, batch, block_tokens)
     work_W8 = torch.empty(num_items, 8, dtype=torch.int32, device=inputs.row_slot_R.device)
@@ -154,6 +155,7 @@ def make_plan(
             inputs.row_slot_R.shape[0],
             num_items,
             inputs.page_table_SP.shape[0] - 1,
+            num_warps=num_warps,
             pdl=pdl,
             BLOCK_Q=block_tokens,
             BLOCK_W=PLAN_ITEMS,
