@@ -203,3 +203,20 @@ def is_serving(path: Path) -> bool:
                 if isinstance(message, Ready):
                     return True
     return False
+
+
+def test_who_connects_after_the_engine_has_failed_hears_why(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    config = msgspec.json.encode(config_of(tmp_path / "absent"))
+    command = [sys.executable, "-m", "drivetrain.process.worker", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(len(config).to_bytes(4, "little") + config)
+        worker.stdin.flush()
+        wait_for(path.exists)
+        time.sleep(1.0)  # by now it has failed
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            with connection.makefile("rb") as told:
+                assert b"ModelNotFound" in told.read()
+        assert worker.wait(LIMIT_S) == 1

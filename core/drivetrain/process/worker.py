@@ -48,6 +48,7 @@ from drivetrain.process.frames import (
 )
 
 _SEND_TIMEOUT_S = 10.0
+_FAREWELL_S = 5.0
 _SEND_BUFFER_BYTES = 4 << 20
 
 
@@ -106,6 +107,7 @@ class Worker:
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
         self._greeting: list[FromEngine] = []
+        self._greeted = threading.Event()
         self._drain_until: float | None = None
         self._compiling: dict[str, _Frontend] = {}
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
@@ -146,6 +148,8 @@ class Worker:
     def die(self, error: BaseException) -> None:
         """Tell every frontend why the engine ends."""
         self._announce(Died(type(error).__name__, str(error) or repr(error)))
+        # One that is about to connect is told too: it would else know nothing but the exit status.
+        self._greeted.wait(_FAREWELL_S)
 
     def _take(self, engine: Engine, frontend: _Frontend | None, message: _Message) -> bool:
         """Act on one message; False ends the loop."""
@@ -282,6 +286,7 @@ class Worker:
                 greeting = list(self._greeting)
             for message in greeting:
                 self._send(frontend, message)
+            self._greeted.set()
             threading.Thread(target=self._read, args=(frontend,), name="frontend", daemon=True).start()
 
     def _read(self, frontend: _Frontend) -> None:
