@@ -74,7 +74,10 @@ class BatchBuilder:
         prompt_logprobs = None if follows else prompt_logprobs_of(rows)
         pooling = None if follows else pooling_of(rows)
         form = self._last_form if follows else None
-        total_pages = self._total_pages(rows, follows=follows) if self._policy.total_page_buckets else 0
+        total_pages = 0
+        if self._policy.total_page_buckets:
+            # The first chunk of a prompt tells all of its pages: they need room too.
+            total_pages = max(self._total_pages(rows, follows=follows), len(updates.pages))
         if form is None or not form.holds(updates, self._max_kv, total_pages):
             may_capture = prompt_logprobs is None and pooling is None
             form = self._last_form = self._choose_form(schedule, updates, total_pages, may_capture=may_capture)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.batch_sampling import prompt_logprob_span
-from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError
+from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError, Unsupported
 from drivetrain.grammar.masks import MaskMaker
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
 from drivetrain.pooling import check_embeds, pooled, span_of
@@ -302,7 +302,7 @@ class Engine:
         self._counts.steps += 1
         try:
             ticket = self._executor.execute(batch)
-        except OutOfMemory as error:
+        except (OutOfMemory, Unsupported) as error:
             # At once, not in its turn: what the step told of slots and page tables may not have reached the device, so
             # that a later step of the same requests would write into pages of others.
             self._fail(schedule, error, self._pending)
@@ -388,8 +388,8 @@ class Engine:
             newest.update(zip(sampled, token_ids, strict=True))
         return newest
 
-    def _fail(self, schedule: Schedule, error: OutOfMemory, updates: list[Update]) -> None:
-        """A step ran out of memory: the request with the most tokens in it fails, the others are computed again."""
+    def _fail(self, schedule: Schedule, error: DrivetrainError, updates: list[Update]) -> None:
+        """A step had no memory or is not served: the request with the most tokens fails, others are computed again."""
         blamed = max(schedule.rows, key=lambda row: row.num_tokens).request
         for failed in self._scheduler.fail(schedule, blamed):
             owner = self._owners.get(failed)

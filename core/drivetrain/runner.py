@@ -32,7 +32,7 @@ from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.ops import StepContext
 from drivetrain_plugins.contract.shapes import ShapePolicy, StepShape
 from drivetrain_plugins.contract.slots import SlotState, StepInputs
-from drivetrain_plugins.errors import OutOfMemory
+from drivetrain_plugins.errors import BackendError, OutOfMemory
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,9 @@ class ModelRunner(Executor):
     def execute(self, batch: StepBatch) -> Ticket:
         try:
             return self._execute(batch)
-        except RuntimeError as error:
+        except BackendError:
+            raise
+        except Exception as error:
             meaning = self._device.classify(error)
             if meaning is None:
                 raise
@@ -134,7 +136,9 @@ class ModelRunner(Executor):
         """As `Device.prepare_more`; what finds no memory now is left to the step that needs it."""
         try:
             return self._device.prepare_more()
-        except RuntimeError as error:
+        except BackendError:
+            raise
+        except Exception as error:
             meaning = self._device.classify(error)
             if meaning is None:
                 raise
@@ -248,8 +252,9 @@ class ModelRunner(Executor):
         """Record a step; one that finds no memory is never recorded, and runs as it is."""
         try:
             self._recordings.record(step)
-        except RuntimeError as error:
-            if not isinstance(self._device.classify(error), OutOfMemory):
+        except Exception as error:
+            meaning = error if isinstance(error, BackendError) else self._device.classify(error)
+            if not isinstance(meaning, OutOfMemory):
                 raise
             self._recordings.refuse(step)
 

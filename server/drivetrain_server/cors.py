@@ -31,8 +31,11 @@ class Cors:
         await exchange.start(
             204,
             [
-                (b"access-control-allow-methods", b"GET, POST"),
-                (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+                (b"access-control-allow-methods", b"GET, POST, DELETE"),
+                (
+                    b"access-control-allow-headers",
+                    b"authorization, content-type, x-api-key, x-request-id, anthropic-version, traceparent",
+                ),
                 (b"access-control-max-age", b"%d" % MAX_AGE_S),
             ],
         )

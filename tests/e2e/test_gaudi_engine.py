@@ -21,7 +21,6 @@ from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.shapes import StepShape
-from drivetrain_plugins.errors import Unsupported
 from fakes.tiny_engine import MAX_MODEL_LEN, random_requests, run, tiny_engine
 from gaudi_on_cpu import GaudiOnCpu
 
@@ -122,13 +121,27 @@ def test_a_step_that_nobody_prepared_is_refused_where_the_options_say_so_and_cou
     scored = [request for request in random_requests(1, 30) if request.params.prompt_logprobs is not None][:1]
     limits: dict[str, Any] = {"rows": 1, "page_size": 128, "step_tokens": 128, "pages": 8}
     engine = tiny_engine(device=open_device(), **limits)
-    with pytest.raises(Unsupported, match="was not prepared"):
-        run(engine, scored)
+    engine.submit(scored[0])
+    (refused,) = [update for _ in range(3) for update in engine.step() if update.finish_reason]
+    assert refused.finish_reason == "error"
+    assert refused.error is not None and "was not prepared" in refused.error
+    assert not engine.has_work, "one request ends, and nothing else does"
+    plain = [request for request in random_requests(1, 30) if request.params.prompt_logprobs is None][:1]
+    assert run(engine, plain)
     device = open_device(new_shapes="warn")
     engine = tiny_engine(device=device, **limits)
     assert run(engine, scored)
     assert device.ledger.late_steps == 1
     assert {shape.decode_only for shape in device.ledger.late_shapes} == {False}
+
+
+def test_a_prompt_longer_than_steps_answers_as_on_the_cpu() -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    prompt = [6 + at * 7 % 150 for at in range(240)]
+    requests = [GenerateRequest(request_id="long", prompt_ids=prompt, params=params)]
+    limits: dict[str, Any] = {"rows": 1, "page_size": 16, "step_tokens": 32, "pages": 40}
+    engine = tiny_engine(device=open_device(new_shapes="warn"), **limits)
+    assert run(engine, requests)["long", 0][0] == run(tiny_engine(**limits), requests)["long", 0][0]
 
 
 @pytest.mark.real_model

@@ -47,6 +47,7 @@ class FakeHip:
         self.driver = FakeMemoryDriver(memory_bytes)
         self.answers = answers or {}
         self.handles: dict[int, int] = {}
+        self.mapped: dict[int, int] = {}
         self.hipGetErrorName: Any = type(self)._name
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -99,6 +100,7 @@ class FakeHip:
         assert (offset.value, flags.value) == (0, 0)
         assert self.handles[handle.value] == size.value
         self.driver.map(address.value, size.value)
+        self.mapped[address.value] = size.value
 
     def _hipMemRelease(self, handle: Any) -> None:
         del self.handles[handle.value]
@@ -110,6 +112,7 @@ class FakeHip:
         self.driver.allow(address.value, size.value)
 
     def _hipMemUnmap(self, address: Any, size: Any) -> None:
+        assert self.mapped.pop(address.value) == size.value, "HIP unmaps one mapping at a time"
         self.driver.unmap(address.value, size.value)
 
 

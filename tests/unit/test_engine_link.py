@@ -7,9 +7,9 @@ import random
 
 import msgspec
 
-from drivetrain.errors import DrivetrainError
+from drivetrain.errors import DrivetrainError, EngineDead
 from drivetrain.messages import EngineStats, GenerateRequest, Update
-from drivetrain.process.frames import Died, FromEngine, Ready, Stats, Updates, frame
+from drivetrain.process.frames import Died, FromEngine, Ready, Stats, Submit, ToEngine, Updates, frame
 from drivetrain.process.link import EngineLink, TokenLine
 from drivetrain.process.receiver import FrameReceiver
 from drivetrain.sampling import SamplingParams
@@ -139,3 +139,15 @@ async def test_a_frame_that_cannot_be_read_is_the_engines_last_word() -> None:
     huge = FrameReceiver(seen.extend)
     huge.data_received(b"\xff\xff\xff\xff")
     assert huge.last_words is not None and "more than a frame may have" in huge.last_words.message
+
+
+def test_an_ended_answer_is_not_asked_for_again_when_its_engine_starts_again() -> None:
+    link, sinks = linked("whole", "cut", "new")
+    link._take([Updates([update("whole", 7, ends=True), update("cut", 8)], [], [])])
+    link._disconnected(EngineDead("gone"), keep_unstarted=True)
+    assert sinks["whole"].error is None
+    assert isinstance(sinks["cut"].error, EngineDead)
+    written: list[ToEngine] = []
+    link._write = written.append  # type: ignore[method-assign]
+    link._take([Ready(INFO)])
+    assert [message.request.request_id for message in written if isinstance(message, Submit)] == ["new"]

@@ -360,3 +360,16 @@ def test_tokens_that_come_alone_travel_as_pairs_of_line_and_token(served: Runnin
     requests = [request("a", n=2, temperature=1.0, seed=3), request("b", logprobs=1), request("c")]
     expected = run(tiny_engine(), requests)
     assert whole == {key: answer[0] for key, answer in expected.items()}
+
+
+def test_one_frontend_can_neither_double_nor_end_the_request_of_another(served: Running) -> None:
+    served.serve(tiny_engine())
+    first, second = served.connect(), served.connect()
+    first.send(Submit(request("same", max_tokens=200)))
+    first.until(lambda message: isinstance(message, Updates))
+    second.send(Submit(request("same")))
+    refused = second.until(lambda message: isinstance(message, Refused))[-1]
+    assert isinstance(refused, Refused)
+    assert "already running" in refused.message
+    second.send(Abort("same"))
+    assert first.answer("same")[-1].finish_reason == "length"

@@ -255,3 +255,13 @@ def test_rm_removes_from_the_store_only(home, tmp_path):
     result = runner.invoke(build_app("rm"), ["rm", "--yes", "one", "link", "--json"])
     assert [entry["name"] for entry in json.loads(result.stdout)] == ["one", "link"]
     assert list(home.iterdir()) == [] and (tmp_path / "kept" / "config.json").exists()
+
+
+def test_a_hub_cannot_name_a_path(hub, home, monkeypatch):
+    precious = home.parent / "precious.txt"
+    home.mkdir(parents=True)
+    precious.write_text("mine")
+    monkeypatch.setattr("fakes.hub.COMMIT", "/../../..")
+    with pytest.raises(ModelError, match="is HF_ENDPOINT a model hub"):
+        pull("org/model")
+    assert precious.read_text() == "mine"

@@ -21,6 +21,7 @@ from drivetrain.grammar.grammar import Grammar
 
 _MAX_WAITING = 64
 _MAX_KEPT = 4096
+_MOST_RETRY_S = 120.0
 _ANSWER_S = 60.0
 """More than the process takes to start and to give up a grammar."""
 
@@ -40,6 +41,7 @@ class GrammarChecker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._waiting = 0
+        self._last_s = 0.5
         self._closed = False
 
     async def check(self, grammar: Grammar) -> None:
@@ -53,7 +55,10 @@ class GrammarChecker:
         key = hashlib.sha256(f"{grammar.kind} {grammar.value}".encode("utf-8", "surrogatepass")).digest()
         if key not in self._verdicts:
             if self._waiting >= _MAX_WAITING:
-                raise Overloaded(f"{self._waiting} grammars wait to be checked; try again later", retry_after_s=2.0)
+                raise Overloaded(
+                    f"{self._waiting} grammars wait to be checked; try again later",
+                    retry_after_s=min(_MOST_RETRY_S, max(1.0, self._waiting * self._last_s)),
+                )
             self._waiting += 1
             try:
                 verdict = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, grammar)
@@ -78,13 +83,18 @@ class GrammarChecker:
             if self._closed:
                 raise EngineError("the server is ending and checks no more grammars")
             process = self._process or self._start()
+            began = time.monotonic()
             try:
                 assert process.stdin is not None, "standard input is a pipe"
                 process.stdin.write(frame(grammar))
                 verdict = read_frame(_Answers(process), Verdict)
             except (BrokenPipeError, TimeoutError):
                 verdict = None
+            except BaseException:
+                self._end()  # or the next grammar would read this one's verdict
+                raise
             if verdict is not None:
+                self._last_s = time.monotonic() - began
                 return verdict.error
             self._end()
         raise EngineError("the process that checks grammars ends by itself; the log of the server says why")
@@ -128,7 +138,8 @@ class _Answers:
         Raises:
             TimeoutError: none came in time.
         """
-        ready, _, _ = select.select([self._pipe], [], [], max(0.0, self._until_s - time.monotonic()))
-        if not ready:
+        poll = select.poll()  # unlike select(), it takes descriptors of any number
+        poll.register(self._pipe, select.POLLIN)
+        if not poll.poll(1000 * max(0.0, self._until_s - time.monotonic())):
             raise TimeoutError
         return self._pipe.read(size)

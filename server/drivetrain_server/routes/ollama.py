@@ -145,8 +145,10 @@ class OllamaEmbedRoute(EmbeddingsRoute):
             model=ollama_name(fields.model, frontend.info),
             input=fields.input,
             dimensions=fields.dimensions,
-            **dict.fromkeys(fields.unknown),
         )
+
+    def unknown(self, body: JsonObject, fields: EmbeddingRequest) -> list[str]:
+        return [name for name in body if name not in OllamaEmbed.model_fields]
 
     def render(self, results: Sequence[Embedded], fields: EmbeddingRequest, exchange: Exchange) -> bytes:
         answer = {
@@ -170,8 +172,10 @@ class OllamaEmbeddingsRoute(EmbeddingsRoute):
             model=ollama_name(fields.model, frontend.info),
             input=[fields.prompt],
             normalize=False,
-            **dict.fromkeys(fields.unknown),
         )
+
+    def unknown(self, body: JsonObject, fields: EmbeddingRequest) -> list[str]:
+        return [name for name in body if name not in OllamaEmbedding.model_fields]
 
     def render(self, results: Sequence[Embedded], fields: EmbeddingRequest, exchange: Exchange) -> bytes:
         return orjson.dumps({"embedding": results[0].vector}, option=orjson.OPT_SERIALIZE_NUMPY)

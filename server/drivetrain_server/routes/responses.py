@@ -142,7 +142,7 @@ def _tenant(request: Request) -> str:
 def _newest(messages: list[Json], count: int) -> list[Json]:
     """The last messages, not beginning with the result of a call that is not among them."""
     kept = messages[-count:]
-    while len(kept) > 1 and kept[0]["role"] == "tool":
+    while len(kept) > 1 and kept[0]["role"] in ("tool", "assistant"):
         kept = kept[1:]
     return kept
 

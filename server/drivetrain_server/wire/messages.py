@@ -59,6 +59,8 @@ class MessagesFields(WireModel):
         if self.tools:
             body["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(self.tools)]
             body |= _tool_choice(self.tool_choice)
+        elif self.tool_choice is not None and self.tool_choice.get("type") not in ("auto", "none"):
+            body |= _tool_choice(self.tool_choice)
         return body | self._thinking() | self._output()
 
     def _thinking(self) -> Json:

@@ -187,6 +187,9 @@ class OllamaGenerate(OllamaFields):
 
     def completion_body(self) -> Json:
         """The prompt as it is, in the words of completions."""
+        for name in ("system", "think"):
+            if getattr(self, name):
+                raise refuse(name, "with raw no template takes it; leave one of them out")
         body = self.asked()
         if "max_completion_tokens" in body:
             body["max_tokens"] = body.pop("max_completion_tokens")

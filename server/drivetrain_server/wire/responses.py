@@ -113,6 +113,8 @@ class ResponsesRequest(WireModel):
         if self.tools:
             body["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(self.tools)]
             body |= {"parallel_tool_calls": self.parallel_tool_calls, "tool_choice": _choice(self.tool_choice)}
+        elif self.tool_choice not in (None, "auto", "none"):  # which need no tools
+            body["tool_choice"] = _choice(self.tool_choice)
         if self.reasoning is not None and self.reasoning.effort is not None:
             body["reasoning_effort"] = self.reasoning.effort
         if self.text is not None and self.text.format is not None:

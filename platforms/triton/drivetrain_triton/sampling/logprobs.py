@@ -39,6 +39,9 @@ _ROWS_AT_ONCE = 256
 _MAX_TOP = 128
 """Most reported tokens that the kernel finds."""
 
+_OPTIONS: dict[str, dict[str, int]] = {"sm_80": {"maxnreg": 80}}
+"""Without it ptxas spills two registers to make room for a second program."""
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -179,6 +182,7 @@ def _launch(
         *(logits_QV, targets_Q, *tables, *outputs, vocab_size, top),
         num_warps=16,
         pdl=arch.pdl,
+        options=_OPTIONS.get(arch.name),
         GROUP=group_size(vocab_size),
         MAX_GROUPS=MAX_GROUPS,
         CANDIDATES=CANDIDATES,

@@ -160,11 +160,14 @@ async function answer() {
     if (error.name === "AbortError") turn.finish = "stopped";
     else turn.error = error.message;
   }
-  drawing.now();
-  if (turn.usage) timing.tokens = turn.usage.completion_tokens;
-  turn.timing = timing.summary();
-  meter.end();
-  busy(null);
+  try {
+    drawing.now();
+    if (turn.usage) timing.tokens = turn.usage.completion_tokens;
+    turn.timing = timing.summary();
+    meter.end();
+  } finally {
+    busy(null);
+  }
   drawTurn(turn);
   turn.body.hidden = !turn.content;
   drawNote(turn);

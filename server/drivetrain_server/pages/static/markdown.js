@@ -7,18 +7,19 @@ const HEADING = /^(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}([-*_])( *\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
+const MOST_QUOTES = 16;
 const CELLS = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/;
 const INLINE =
   /`([^`\n]{1,400})`|\*\*([^*\n]{1,400})\*\*|__([^_\n]{1,400})__|\*([^*\s][^*\n]{0,400})\*|\[([^\]\n]{1,300})\]\((https?:\/\/[^\s)]{1,1000})\)|(https?:\/\/[^\s<>()]{1,1000}[^\s<>().,;:!?])/g;
 
 /** Show `text` in `target`; blocks that are as they were keep their elements, so that a stream costs its end only. */
-export function renderMarkdown(target, text) {
+export function renderMarkdown(target, text, depth = 0) {
   const blocks = split(text);
   const known = target.blocks ?? [];
   let same = 0;
   while (same < blocks.length && same < known.length && known[same] === blocks[same].source) same++;
   while (target.childNodes.length > same) target.lastChild.remove();
-  for (const block of blocks.slice(same)) target.append(rendered(block));
+  for (const block of blocks.slice(same)) target.append(rendered(block, depth));
   target.blocks = blocks.map((block) => block.source);
 }
 
@@ -73,7 +74,7 @@ function loose(lines, at) {
   return !lines[at].trim() && ITEM.test(lines[at + 1] ?? "");
 }
 
-function rendered({ kind, lines }) {
+function rendered({ kind, lines }, depth) {
   switch (kind) {
     case "code":
       return element("pre", {}, element("code", { textContent: code(lines) }));
@@ -85,7 +86,9 @@ function rendered({ kind, lines }) {
       return element("hr");
     case "quote": {
       const quote = element("blockquote");
-      renderMarkdown(quote, lines.map((line) => line.replace(QUOTE, "")).join("\n"));
+      const inner = lines.map((line) => line.replace(QUOTE, "")).join("\n");
+      if (depth < MOST_QUOTES) renderMarkdown(quote, inner, depth + 1);
+      else quote.textContent = inner;
       return quote;
     }
     case "table":
