@@ -23,6 +23,18 @@ _RECIPIENT = re.compile(r"\bto=(?:functions\.)?(?P<name>[\w.-]{1,256})")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w{1,32})")
 
 
+class _Arguments:
+    """Tells the arguments of a call, and knows whether it had any."""
+
+    def __init__(self, out: Transcript) -> None:
+        self._out = out
+        self.told = False
+
+    def __call__(self, text: str) -> None:
+        self.told = self.told or bool(text)
+        self._out.arguments(text)
+
+
 class HarmonyReader:
     """Reads one answer of a model that speaks in channels.
 
@@ -79,7 +91,10 @@ class HarmonyReader:
             if recipient is not None and self._calls:
                 out.reasoned()
                 out.begin(recipient["name"])
-                mark = yield from tape.until(bodies, out.arguments)
+                arguments = _Arguments(out)
+                mark = yield from tape.until(bodies, arguments)
+                if mark is not None and not arguments.told:
+                    out.arguments("{}")
                 out.end()
             elif name == "analysis":
                 mark = yield from tape.until(bodies, out.reason)

@@ -94,6 +94,7 @@ class Fleet:
         self._last_drain: Drain | None = None
         self._told_failure = False
         self._deaths: deque[float] = deque()
+        self._answering: set[asyncio.Task[None]] = set()
         self._all_drained = asyncio.Event()
 
     async def run(self) -> None:
@@ -179,6 +180,9 @@ class Fleet:
                 if all(each.up for each in self._seats) and not self.all_up.is_set():
                     self.all_up.set()
                     self._tell(AllReady())
+            case Failed(kind, text) if self.all_up.is_set() and self._engine.failure is None:
+                logger.error("an API process could not start again: %s: %s", kind, text)
+                channel.send(End())  # counts as a death: it is tried again, but not for ever
             case Failed(kind, text):
                 self.error = raised(Refused("", kind, text))
                 self.all_up.set()
@@ -186,7 +190,9 @@ class Fleet:
                 seat.reading = reading
                 seat.counted.set()
             case AskEverything():
-                asyncio.get_running_loop().create_task(self._answer_everything(channel))
+                task = asyncio.get_running_loop().create_task(self._answer_everything(channel))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
             case Enter(key):
                 count = sum(each.open_by_key[key] for each in self._seats)
                 limit = self._config.max_requests_per_key

@@ -215,3 +215,11 @@ def test_time_grows_with_the_text_and_not_faster(family: str) -> None:
     for unit in HOSTILE[family]:
         once, fourfold = (min(seconds(unit, length) for _ in range(2)) for length in (8_000, 32_000))
         assert fourfold < 8 * once + 0.05, (unit, once, fourfold)
+
+
+def test_a_harmony_call_without_a_body_has_no_arguments() -> None:
+    text = "<|channel|>commentary to=functions.get_time<|message|><|call|>"
+    (begin, arguments, end) = read([text], "harmony")
+    assert (begin[0], begin[3]) == ("begin", "get_time")
+    assert arguments == ("ToolCallArguments", "{}")
+    assert end[0] == "end"

@@ -98,7 +98,8 @@ def test_spans_reach_a_collector_over_otlp() -> None:
         endpoint = f"http://127.0.0.1:{collector.server_port}"
         with RunningServer(FakeEngine(), otlp_endpoint=endpoint) as server:
             httpx.post(server.url + "/v1/completions", json=BODY)
-            server.app.service.tracing.close()
+        # Only now: the client has its answer a moment before the request's span ends.
+        server.app.service.tracing.close()
     finally:
         collector.shutdown()
         thread.join()
