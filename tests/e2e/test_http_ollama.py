@@ -154,6 +154,8 @@ def test_version(server: RunningServer) -> None:
         ("generate", {"prompt": "a", "images": ["x"]}, "images"),
         ("embed", {"input": []}, "input"),
         ("embed", {"input": "a", "dimensions": 99}, "dimensions"),
+        ("generate", {"prompt": "a", "raw": True, "system": "b"}, "system"),
+        ("generate", {"prompt": "a", "raw": True, "think": True}, "think"),
     ],
 )
 def test_refusals_are_in_ollamas_shape(server: RunningServer, path: str, body: dict[str, Any], said: str) -> None:
@@ -192,3 +194,13 @@ def test_an_error_in_a_stream_is_a_line(server: RunningServer, client: ollama.Cl
             list(client.chat(model="tiny", messages=HELLO, stream=True))
     finally:
         server.engine.fail_at = None
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings"])
+def test_fields_of_other_routes_are_listed_and_not_taken(server: RunningServer, path: str) -> None:
+    body = {"model": "tiny", "input": "a", "prompt": "a", "normalize": True, "cache_salt": "s"}
+    answer = httpx.post(server.url + path, json=body)
+    assert answer.status_code == 200
+    ignored = answer.headers["x-drivetrain-ignored-fields"]
+    assert "normalize" in ignored
+    assert "cache_salt" in ignored
