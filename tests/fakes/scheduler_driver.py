@@ -224,9 +224,8 @@ class Driver:
         read = sum(-(-(row.start + row.num_tokens) // size) for row in schedule.rows)
         told = sum(row.num_new_pages for row in schedule.rows)
         assert max(read, told) <= schedule.num_pages <= most
-        self.seen["shared beyond the limit"] += read > len(
-            {page for row in schedule.rows for page in row.request.pages}
-        )
+        distinct = {page for row in schedule.rows for page in row.request.pages}
+        self.seen["shared beyond the limit"] += read > len(distinct)
         if schedule.num_decode_rows:
             self.check_turns({row.request for row in schedule.rows})
 
