@@ -79,6 +79,10 @@ class OllamaRoute(GenerateRoute[Fields]):
     async def _converse(
         self, frontend: Frontend, fields: Fields, body: JsonObject, envelope: Envelope, exchange: Exchange
     ) -> Plan:
+        if fields.think and frontend.dialect.reasoning is None:
+            # In Ollama's own words, by which its clients know it.
+            told = f'"{fields.model}" does not support thinking'
+            raise HttpError(400, told, param="think", code="unsupported_parameter")
         conversation, params = await converse_as(self.service, frontend, body)
         return Plan(
             prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
