@@ -55,21 +55,17 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
                 kept = Kept(history=history, inputs=fields.items, body=response)
                 self._kept.add(exchange.tenant.name, envelope.id, kept)
 
-        def count(text: str) -> int:
-            return len(frontend.tokenizer.encode(text, add_special_tokens=False))
-
         shape = ResponsesShape(
             envelope,
             self.service.speller(frontend),
             conversation.turns,
             echo=_echo(fields, params),
-            count=count,
             num_logprobs=fields.num_logprobs,
             on_done=keep,
         )
         exchange.error_event = shape.failed
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
             params=params,
             shape=shape,
             best=1,
