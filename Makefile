@@ -16,7 +16,7 @@ KERNEL_TESTS = $(if $(filter Linux,$(shell uname -s)),TRITON_INTERPRET=1 $(RUN)/
 INPUTS = pyproject.toml constraints.txt
 NVIDIA_DRIVER = $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1)
 ACCELERATOR = $(if $(filter auto cuda,$(BACKEND)),$(if $(NVIDIA_DRIVER),cuda))
-CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_cuda.probe import torch_cuda_build as build; sys.exit(build() is None)"
+CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_plugins.host import torch_built_for as build; sys.exit(build('cuda') is None)"
 READY = $(VENV)/.ready$(addprefix -,$(ACCELERATOR))
 FRAMEWORKS = $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 

@@ -10,11 +10,11 @@ from drivetrain.dialects.choose import Dialect, Reader, prompt_end
 from drivetrain.dialects.forms import CallForm, Tool
 from drivetrain.dialects.grammar import call_grammar, form_of_content
 from drivetrain.dialects.prompting import tools_in_words, with_words, without_calls
+from drivetrain.dialects.turn import Turns
 from drivetrain.errors import RequestError
 from drivetrain.frontend import Chat, Frontend, Json
 from drivetrain.grammar import Grammar
-from drivetrain_server.answers.turn import Turns
-from drivetrain_server.wire.chat import ChatFields, ReasoningEffort
+from drivetrain_server.wire.chat import ChatFields, ChatRequest, ReasoningEffort
 from drivetrain_server.wire.structured import about
 from drivetrain_server.wire.tools import ToolUse
 from drivetrain_server.wire.validation import refuse
@@ -38,7 +38,7 @@ class Conversation:
     form: Grammar | None = None
 
 
-async def prepare(frontend: Frontend, fields: ChatFields, form: Grammar | None = None) -> Conversation:
+async def prepare(frontend: Frontend, fields: ChatRequest, form: Grammar | None = None) -> Conversation:
     """Render, encode and choose how answers are read.
 
     Args:
@@ -67,7 +67,11 @@ async def prepare(frontend: Frontend, fields: ChatFields, form: Grammar | None =
         return dialect.reader(tools, reasons=reasons, max_calls=max_calls)
 
     shown = dialect.shown if reads_calls else dialect.shown_reasoning
-    return Conversation(prompt_ids=prompt_ids, sampling=sampling, turns=Turns(reader, shown), form=form)
+    pieces: Mapping[int, bytes] | None = None
+    if dialect.reads:
+        tokenizer = frontend.tokenizer
+        pieces = tokenizer.pieces if fields.skip_special_tokens is False else tokenizer.pieces_showing(shown)
+    return Conversation(prompt_ids=prompt_ids, sampling=sampling, turns=Turns(reader, shown, pieces), form=form)
 
 
 def chat_of(frontend: Frontend, fields: ChatFields) -> Chat:

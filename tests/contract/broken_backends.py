@@ -453,6 +453,18 @@ def sealed_policy_without_room_for_the_limits(device):
     device.shape_policy = lambda limits: replace(policy(limits), sealed=True, token_buckets=(16,))
 
 
+@fault("capability.shape_policy")
+def too_few_pages_a_step_for_the_longest_row(device):
+    policy = device.shape_policy
+    device.shape_policy = lambda limits: replace(policy(limits), max_total_pages=limits.max_pages - 1)
+
+
+@fault("capability.shape_policy")
+def pages_of_a_step_beyond_the_buckets(device):
+    policy = device.shape_policy
+    device.shape_policy = lambda limits: replace(policy(limits), total_page_buckets=(1, 8), max_total_pages=9)
+
+
 @fault("communicator.all_reduce")
 def all_reduce_of_a_copy(device):
     device.communicator.all_reduce = lambda inout: inout.clone()

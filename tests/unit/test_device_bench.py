@@ -211,3 +211,18 @@ def test_start_latency_and_soak_run_against_the_real_server(tmp_path: Path):
     assert results["latency"]["rates"][0]["succeeded"] == 8
     assert results["soak"]["pages"]["used"] == 0
     assert min(results["soak"]["finished"], results["soak"]["aborted"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_golden_answers_over_http_in_any_company(tmp_path: Path, smollm2_path: Path):
+    engine = ("--engine", '{"backend_options": {"cpu": {"threads": 1}}}', "--model", str(smollm2_path))
+    status, shown, results = run_device(tmp_path, "--only", "served", *engine)
+    assert status == 0, shown
+    assert [row["how"].removeprefix("over HTTP, ") for row in results["served"]["golden"]] == [
+        "alone",
+        "from the prefix cache",
+        "in company",
+    ]
+    assert results["served"]["company"]["requests"] == 24
+    assert "15 golden answers, 24 others, 8 embeddings" in (tmp_path / "report.md").read_text()

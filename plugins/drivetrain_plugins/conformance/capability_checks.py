@@ -93,7 +93,7 @@ def shape_policy_is_consistent(subject: Subject) -> None:
     limits = tiny_limits(subject.capabilities)
     policy = subject.device.shape_policy(limits)
     require(type(policy) is ShapePolicy, f"shape_policy: got {type(policy).__name__}, expected ShapePolicy")
-    for name in ("row_buckets", "token_buckets", "page_buckets"):
+    for name in ("row_buckets", "mixed_row_buckets", "token_buckets", "page_buckets", "total_page_buckets"):
         buckets = getattr(policy, name)
         ascending = all(low < high for low, high in itertools.pairwise(buckets))
         require(ascending and min(buckets, default=1) >= 1, f"shape_policy.{name}: got {buckets}, expected ascending")
@@ -103,6 +103,16 @@ def shape_policy_is_consistent(subject: Subject) -> None:
     require(
         policy.max_prefills_per_step is None or policy.max_prefills_per_step >= 1,
         f"shape_policy.max_prefills_per_step: got {policy.max_prefills_per_step}",
+    )
+    most = policy.max_total_pages
+    require(
+        most is None or most >= limits.max_pages,
+        f"shape_policy.max_total_pages: got {most}, expected at least the {limits.max_pages} pages of the longest row",
+    )
+    last = policy.total_page_buckets[-1:]
+    require(
+        most is None or not last or most <= last[0],
+        f"shape_policy.max_total_pages: got {most}, expected at most {last}, the end of total_page_buckets",
     )
     for rows in range(1, limits.max_num_rows + 1):
         policy.pad(rows=rows, tokens=rows, pages=limits.max_pages, decode_only=True)

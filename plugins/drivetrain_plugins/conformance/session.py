@@ -142,12 +142,12 @@ class Session:
             self.decode(decoding)
             decoding = ()
         for group in groups:
-            self._start([*((sequence, 1) for sequence in decoding), *group])
+            self._start_within([*((sequence, 1) for sequence in decoding), *group])
             decoding = ()
 
     def decode(self, sequences: Sequence[Running]) -> None:
         """One further token of each sequence."""
-        self._start([(sequence, 1) for sequence in sequences])
+        self._start_within([(sequence, 1) for sequence in sequences])
 
     def run(self, sequences: Sequence[Running], steps: int, *, ahead: bool) -> None:
         """Decode some steps, with two under way at once if `ahead`."""
@@ -230,7 +230,23 @@ class Session:
             score_1V = score_1V + gumbel_noise(*seeds, position, vocab)
         return score_1V[0]
 
+    def _start_within(self, todo: Sequence[tuple[Running, int]]) -> None:
+        """Start these rows in as few steps as the policy's `max_total_pages` allows."""
+        most, page = self.policy.max_total_pages, self.limits.page_size
+        group: list[tuple[Running, int]] = []
+        num_pages = 0
+        for sequence, count in todo:
+            pages = -(-(sequence.computed + count) // page)
+            if most is not None and group and num_pages + pages > most:
+                self._start(group)
+                group, num_pages = [], 0
+            group.append((sequence, count))
+            num_pages += pages
+        self._start(group)
+
     def _start(self, todo: Sequence[tuple[Running, int]]) -> None:
+        while len(self._flying) > 1:
+            self.land()
         rows = [self._row(sequence, count) for sequence, count in todo]
         sampled = [sequence for sequence, _ in todo if sequence.computed == sequence.length]
         features = SampleFeatures(

@@ -67,7 +67,7 @@ class ChatRoute(GenerateRoute[ChatRequest]):
             reasoning=fields.include_reasoning is not False,
         )
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
             params=params,
             shape=shape,
             best=params.n,

@@ -39,7 +39,7 @@ class MessagesRoute(GenerateRoute[MessagesRequest]):
         # Clients must send a limit here, and send one that fits the largest models: the context is one too.
         window = fields.max_tokens > frontend.info.max_model_len - len(conversation.prompt_ids)
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
             params=replace(params, max_tokens=None) if window else params,
             shape=MessagesShape(envelope, conversation.turns, window=window),
             best=1,
