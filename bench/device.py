@@ -47,6 +47,7 @@ class Part:
 PARTS = {
     "ceilings": Part(target="ceilings:run", limit_s=120),
     "kernels": Part(target="checks:run_kernels", limit_s=540),
+    "device": Part(target="checks:run_device", limit_s=240),
     "conformance": Part(target="checks:run_conformance", limit_s=400),
     "answers": Part(target="answers:run", limit_s=300),
     "served": Part(target="served:run", limit_s=200),

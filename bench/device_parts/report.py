@@ -170,7 +170,7 @@ def _checks(results: Results) -> str:
 
 def _counted(name: str, result: Results) -> str:
     """What a check counted, in words."""
-    if name in ("kernels", "conformance"):
+    if name in ("kernels", "device", "conformance"):
         return ", ".join(f"{count} {outcome}" for outcome, count in result.get("counts", {}).items())
     if name == "sanitizer":
         return ", ".join(

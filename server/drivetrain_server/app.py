@@ -65,7 +65,7 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.control = control_app(service)
-        kept = KeptResponses()
+        kept = KeptResponses(service.peers)
         add_ollama_models(self.control, service)
         add_kept_responses(self.control, kept)
         self._raw: dict[str, Endpoint] = {

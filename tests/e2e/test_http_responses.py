@@ -9,7 +9,6 @@ import httpx
 import openai
 import pytest
 
-from drivetrain_server.kept_responses import Kept, KeptResponses
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 
@@ -265,31 +264,3 @@ def test_an_error_in_a_stream_is_a_failed_response(server: RunningServer, client
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None and "page 7 was lost" in events[-1].response.error.message
     assert [event.sequence_number for event in events] == list(range(len(events)))
-
-
-def test_memory_of_kept_responses_is_bounded() -> None:
-    kept = KeptResponses(max_kept=3, max_bytes=4000)
-
-    def response(size: int = 10) -> Kept:
-        return Kept(history=[], inputs=[], body={"text": "x" * size})
-
-    for at in range(4):
-        kept.add("t", f"r{at}", response())
-    assert kept.get("t", "r1").body == {"text": "x" * 10}
-    kept.add("t", "big", response(3900))
-    kept.add("t", "too big", response(5000))
-    assert kept.get("t", "big").body == {"text": "x" * 3900}
-    for gone in ("r0", "r2", "r3", "too big"):
-        with pytest.raises(Exception, match="there is no response"):
-            kept.get("t", gone)
-
-
-def test_a_busy_key_drives_out_its_own_responses_alone() -> None:
-    kept = KeptResponses(max_kept=4, max_bytes=4000)
-    kept.add("quiet", "r", Kept(history=[], inputs=[], body={"at": -1}))
-    for at in range(20):
-        kept.add("busy", f"r{at}", Kept(history=[], inputs=[], body={"at": at}))
-    assert kept.get("quiet", "r").body == {"at": -1}
-    assert [kept.get("busy", f"r{at}").body["at"] for at in (17, 18, 19)] == [17, 18, 19]
-    with pytest.raises(Exception, match="there is no response"):
-        kept.get("busy", "r16")

@@ -194,6 +194,14 @@ def test_a_failed_part_is_reported_and_the_others_go_on(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_the_tests_of_the_backend_are_counted(tmp_path: Path):
+    status, shown, results = run_device(tmp_path, "--only", "device", "-k", "communicator or allocator or pages")
+    assert status == 0, shown
+    assert results["device"]["counts"]["passed"] > 0
+    assert f"{results['device']['counts']['passed']} passed" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
 def test_parts_that_do_not_fit_the_budget_are_not_run(tmp_path: Path):
     status, _, results = run_device(tmp_path, "--only", "soak", "--budget-s", "1")
     assert status == 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import orjson
 
@@ -25,7 +25,7 @@ from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, reason
 from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs
 from drivetrain_server.errors import HttpError
 
-Json = dict[str, object]
+Json = dict[str, Any]
 
 
 class ResponsesShape:
@@ -34,7 +34,9 @@ class ResponsesShape:
     Args:
         echo: the fields that tell again what was asked for.
         num_logprobs: alternatives a token, None for no log-probabilities.
-        on_done: told the whole response when it is complete.
+
+    Attributes:
+        response: as it is answered, once it is complete.
     """
 
     def __init__(
@@ -45,14 +47,13 @@ class ResponsesShape:
         *,
         echo: Json,
         num_logprobs: int | None,
-        on_done: Callable[[Json], None],
     ) -> None:
+        self.response: Json = {}
         self._envelope = envelope
         self._spell = spell
         self._turns = turns
         self._echo = echo
         self._num_logprobs = num_logprobs
-        self._on_done = on_done
         self._number = 0
         self._items: list[Json] = []
         self._open: _Item | None = None
@@ -202,7 +203,7 @@ class ResponsesShape:
                 self._items[-1]["status"] = "incomplete"
         else:
             response["completed_at"] = int(time.time())
-        self._on_done(response)
+        self.response = response
         return response
 
     def _usage(self, prompts: Sequence[PromptRun]) -> Json:

@@ -27,24 +27,24 @@ def add_kept_responses(app: FastAPI, kept: KeptResponses) -> None:
         """A response as it was answered."""
         refuse_unservable(dict(request.query_params), RETRIEVE)
         _query(RetrieveQuery, request, response)
-        return kept.get(_tenant(request), response_id).body
+        return (await kept.get(_tenant(request), response_id)).body
 
     @app.get("/v1/responses/{response_id}/input_items", openapi_extra=query_parameters(InputItemsQuery))
     async def input_items(response_id: str, request: Request, response: Response) -> Json:  # pyright: ignore[reportUnusedFunction]
         """The items that the request of a response brought, page by page."""
         query = _query(InputItemsQuery, request, response)
-        return page_of_items(kept.get(_tenant(request), response_id).inputs, response_id, query)
+        return page_of_items((await kept.get(_tenant(request), response_id)).inputs, response_id, query)
 
     @app.delete("/v1/responses/{response_id}")
     async def delete(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
         """Forget a response."""
-        kept.delete(_tenant(request), response_id)
+        await kept.delete(_tenant(request), response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
         """Refused: responses end with their connection."""
-        kept.get(_tenant(request), response_id)
+        await kept.get(_tenant(request), response_id)
         raise HttpError(
             400,
             "only responses with background=true can be cancelled, and none are served; "
@@ -53,9 +53,8 @@ def add_kept_responses(app: FastAPI, kept: KeptResponses) -> None:
         )
 
 
-def _tenant(request: Request) -> str:
-    tenant: Tenant = request.scope["drivetrain.tenant"]
-    return tenant.name
+def _tenant(request: Request) -> Tenant:
+    return request.scope["drivetrain.tenant"]
 
 
 def _query(model: type[Query], request: Request, response: Response) -> Query:

@@ -44,16 +44,16 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
         earlier: list[Json] = []
         if fields.previous_response_id is not None:
             name = "previous_response_id"
-            earlier = self._kept.get(exchange.tenant.name, fields.previous_response_id, param=name).history
+            earlier = (await self._kept.get(exchange.tenant, fields.previous_response_id, param=name)).history
         items = [*earlier, *fields.items]
         messages_of(fields.items)  # so that errors count the items of this request
         conversation, params = await self._fitting(frontend, fields, messages_of(items))
 
-        def keep(response: Json) -> None:
+        async def keep() -> None:
             if fields.store is not False:
-                history = [*items, *response["output"]]
-                kept = Kept(history=history, inputs=fields.items, body=response)
-                self._kept.add(exchange.tenant.name, envelope.id, kept)
+                response = shape.response
+                kept = Kept(history=[*items, *response["output"]], inputs=fields.items, body=response)
+                await self._kept.add(exchange.tenant, envelope.id, kept)
 
         shape = ResponsesShape(
             envelope,
@@ -61,7 +61,6 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             conversation.turns,
             echo=_echo(fields, params),
             num_logprobs=fields.num_logprobs,
-            on_done=keep,
         )
         exchange.error_event = shape.failed
         return Plan(
@@ -70,6 +69,7 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             shape=shape,
             best=1,
             shown=conversation.turns.shown,
+            before_end=keep,
         )
 
     async def _fitting(
