@@ -16,10 +16,11 @@ KERNEL_TESTS = $(if $(filter Linux,$(shell uname -s)),TRITON_INTERPRET=1 $(RUN)/
 INPUTS = pyproject.toml constraints.txt
 NVIDIA_DRIVER = $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1)
 ACCELERATOR = $(if $(filter auto cuda,$(BACKEND)),$(if $(NVIDIA_DRIVER),cuda))
-CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_cuda.probe import torch_cuda_build as build; sys.exit(build() is None)"
+CUDA_BUILD_OF_TORCH = $(RUN)/python -c "import sys; from drivetrain_plugins.host import torch_built_for as build; sys.exit(build('cuda') is None)"
 READY = $(VENV)/.ready$(addprefix -,$(ACCELERATOR))
+FRAMEWORKS = $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: help serve test test-all check check-deploy pictures docs bench clean
+.PHONY: help serve test test-all check check-clients check-deploy pictures docs bench clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -70,6 +71,17 @@ $(VENV)/.ready-deploy: $(INPUTS) | $(VENV)/.ready-dev
 
 check-deploy: $(VENV)/.ready-deploy ## Lint and render Dockerfiles, compose file and Helm chart
 	$(RUN)/python -m pytest tests/deploy
+
+# Every version is pinned, so pip has nothing to resolve; `pip check` then proves that none is missing.
+$(VENV)/clients/%/.ready: tests/clients/%.txt | $(VENV)/.ready-dev
+	@echo "Installing $* into $(VENV)/clients/$* (once)"
+	@$(RUN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $<
+	$(@D)/bin/python -m pip check --disable-pip-version-check
+	@touch $@
+
+check-clients: $(FRAMEWORKS:%=$(VENV)/clients/%/.ready) | $(VENV)/.ready-dev ## Frameworks over the official clients, each in an environment of its own, against a real server
+	$(RUN)/python -m pytest tests/clients
 
 pictures: $(VENV)/.ready-dev ## Take the pictures of the README again; wants chromium and prometheus
 	PICTURES_FOLDER=docs/pictures $(RUN)/python -m pytest tests/e2e/test_pictures.py

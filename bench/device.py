@@ -47,8 +47,10 @@ class Part:
 PARTS = {
     "ceilings": Part(target="ceilings:run", limit_s=120),
     "kernels": Part(target="checks:run_kernels", limit_s=540),
+    "device": Part(target="checks:run_device", limit_s=240),
     "conformance": Part(target="checks:run_conformance", limit_s=400),
     "answers": Part(target="answers:run", limit_s=300),
+    "served": Part(target="served:run", limit_s=200),
     "offline": Part(target="offline:run", limit_s=480),
     "startup": Part(target="startup:run", limit_s=300),
     "latency": Part(target="latency:run", limit_s=300),

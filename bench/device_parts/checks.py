@@ -30,6 +30,18 @@ def run_kernels(settings: Settings, record: Record) -> None:
         record.fail(f"kernel tests: exit status {found['returncode']}, {found['counts']}")
 
 
+def run_device(settings: Settings, record: Record) -> None:
+    """The backend's own tests: memory, graphs and, where there are several devices, the communicator."""
+    files = sorted(ROOT.glob(f"tests/kernels/test_{settings.backend}_*.py"))
+    if not files:
+        record.fail(f"device tests: there is no tests/kernels/test_{settings.backend}_*.py")
+        return
+    found = _pytest(settings, [str(file.relative_to(ROOT)) for file in files])
+    record.put(**found)
+    if found["returncode"]:
+        record.fail(f"device tests: exit status {found['returncode']}, {found['counts']}")
+
+
 def run_conformance(settings: Settings, record: Record) -> None:
     """The conformance suite on the configured backend."""
     from drivetrain_plugins.selection import choose_backend
@@ -102,18 +114,7 @@ def _pytest(
     settings: Settings, tests: list[str], wrapper: list[str] | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, object]:
     """Run tests and read pytest's last line."""
-    command = [
-        *(wrapper or []),
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "default",
-        "-p",
-        "no:cacheprovider",
-        *tests,
-    ]
+    command = [*(wrapper or []), *PYTEST, *tests]
     if settings.kernel_select and not wrapper:
         command += ["-k", settings.kernel_select]
     started = time.perf_counter()

@@ -170,18 +170,21 @@ def _checks(results: Results) -> str:
 
 def _counted(name: str, result: Results) -> str:
     """What a check counted, in words."""
-    if name in ("kernels", "conformance"):
+    if name in ("kernels", "device", "conformance"):
         return ", ".join(f"{count} {outcome}" for outcome, count in result.get("counts", {}).items())
     if name == "sanitizer":
         return ", ".join(
             f"{tool['tool']}: {tool['errors']} errors in {len(result['tests'])} tests"
             for tool in result.get("tools", [])
         )
-    if name == "answers":
-        tokens = sum(row["tokens"] for row in result.get("random", []))
-        forced = sum(row["clear_tokens"] for row in result.get("forced", []))
+    if name in ("answers", "served"):
         golden = result.get("golden", [])
         same = sum(row["answers"] - len(row["wrong"]) for row in golden) if isinstance(golden, list) else 0
+        if name == "served":
+            company = result.get("company", {"requests": 0, "embeddings": 0})
+            return f"{same} golden answers, {company['requests']} others, {company['embeddings']} embeddings"
+        tokens = sum(row["tokens"] for row in result.get("random", []))
+        forced = sum(row["clear_tokens"] for row in result.get("forced", []))
         return f"{tokens} tokens in fp32, {forced} in bf16, {same} golden answers"
     if name == "soak" and "pages" in result:
         used = result["pages"]["used"]

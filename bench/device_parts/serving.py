@@ -1,4 +1,4 @@
-"""`drivetrain serve` in a process of its own, with random weights and the device's compile caches in a given folder."""
+"""`drivetrain serve` in a process of its own, with random or real weights and the compile caches in a given folder."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Server:
 
     Args:
         caches: an empty folder makes a cold start; None keeps the machine's own caches.
+        model: a model's file or folder; None is the model of these parts, with random weights.
         limits: further fields of `EngineConfig` that have a flag.
     """
 
-    def __init__(self, settings: Settings, *, caches: Path | None = None, **limits: Any) -> None:
-        model = dummy_folder(settings, settings.http_model)
+    def __init__(
+        self, settings: Settings, *, caches: Path | None = None, model: str | None = None, **limits: Any
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -47,11 +49,11 @@ class Server:
         options = settings.engine.get("backend_options", {})
         (folder / "drivetrain.toml").write_text(_toml(options), encoding="utf-8")
         fields: dict[str, Any] = {
-            "model": model,
+            "model": model or dummy_folder(settings, settings.http_model),
             "served_model_name": MODEL,
             "port": self.port,
             "backend": settings.backend,
-            "load_format": "dummy",
+            "load_format": "auto" if model else "dummy",
             "dtype": "bfloat16",
             "max_num_seqs": 8 if settings.tiny else 512,
             "max_model_len": 512 if settings.tiny else 8192,
@@ -97,9 +99,19 @@ class Server:
 
     def get(self, route: str) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return self._ask("GET", route, None, timeout_s=10)
+
+    def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request that has to succeed."""
+        status, answer = self._ask("POST", route, json.dumps(body), timeout_s=120)
+        if status != 200:
+            raise RuntimeError(f"{route} answered {status}: {answer.decode(errors='replace')[:500]}")
+        return json.loads(answer)
+
+    def _ask(self, method: str, route: str, body: str | None, *, timeout_s: float) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
-            connection.request("GET", route)
+            connection.request(method, route, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:

@@ -311,6 +311,7 @@ def connect(
             max_waiting=config.max_waiting,
             mixed_steps=policy.mixed_steps,
             max_prefills_per_step=policy.max_prefills_per_step,
+            max_total_pages=policy.max_total_pages,
             chunked_prefill=config.chunked_prefill,
             prefix_cache=config.prefix_cache,
             overlap=int(capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drivetrain.batch_sampling import biases_of, features_of, fill_slots, history_of, prompt_logprobs_of
+from drivetrain.batch_sampling import biases_of, features_of, fill_slots, history_of
 from drivetrain.layouts import captured_layout, padded_shape
+from drivetrain.logprobs import prompt_logprobs_of
 from drivetrain.pooling import pooling_of
 from drivetrain.request import BIASES, Request
 from drivetrain.scheduler import Schedule, ScheduledRow

@@ -11,7 +11,7 @@ import numpy as np
 from drivetrain.request import BIASES, FILTERS, MASKS, PENALTIES, RANDOM
 from drivetrain.sampling import SamplingParams
 from drivetrain.scheduling.schedule import ScheduledRow
-from drivetrain_plugins.contract.batch import NUM_SLOT_COLUMNS, Int32Array, PromptLogprobs, SampleFeatures
+from drivetrain_plugins.contract.batch import NUM_SLOT_COLUMNS, Int32Array, SampleFeatures
 
 _SLOT_ROW = struct.Struct("=i6fi2I")
 _UNCONDITIONAL = -1
@@ -132,31 +132,3 @@ def history_of(penalized: Sequence[ScheduledRow]) -> Int32Array:
         part[:, 2] = np.arange(len(tokens)) >= len(row.request.prompt_ids)
         parts.append(part)
     return np.concatenate(parts)
-
-
-def prompt_logprobs_of(rows: Sequence[ScheduledRow]) -> PromptLogprobs | None:
-    tokens: list[Int32Array] = []
-    targets: list[Int32Array] = []
-    top = -1
-    offset = 0
-    for row in rows:
-        request = row.request
-        span = prompt_logprob_span(row)
-        if span is not None:
-            first, last = span
-            tokens.append(np.arange(offset + first - row.start, offset + last - row.start, dtype=np.int32))
-            targets.append(np.frombuffer(request.prompt_ids[first + 1 : last + 1], np.int32))
-            top = max(top, request.params.prompt_logprobs or 0)
-        offset += row.num_tokens
-    if not tokens:
-        return None
-    return PromptLogprobs(tokens=np.concatenate(tokens), targets=np.concatenate(targets), top=top)
-
-
-def prompt_logprob_span(row: ScheduledRow) -> tuple[int, int] | None:
-    """Positions [first, last) of this row whose successor in the prompt has its log-probability reported."""
-    request = row.request
-    if request.params.prompt_logprobs is None:
-        return None
-    last = min(row.start + row.num_tokens, len(request.prompt_ids) - 1)
-    return (row.start, last) if row.start < last else None

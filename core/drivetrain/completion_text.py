@@ -10,6 +10,7 @@ import msgspec
 from drivetrain.detokenizer import Detokenizer
 from drivetrain.messages import FinishReasonName, TokenLogprob, Update
 from drivetrain.sampling import SamplingParams
+from drivetrain.tokenizer.pieces import num_chars
 
 if TYPE_CHECKING:
     from drivetrain.tokenizer import Tokenizer
@@ -175,7 +176,7 @@ class CompletionText:
         starts: list[int] = []
         for token_id in token_ids:
             starts.append(self._num_chars)
-            self._num_chars += sum(byte & 0xC0 != 0x80 for byte in self._pieces[token_id])
+            self._num_chars += num_chars(self._pieces[token_id])
         return starts
 
     def _new_detokenizer(self, prompt_ids: Sequence[int], stops: Sequence[str]) -> Detokenizer:

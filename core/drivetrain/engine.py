@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivetrain.batch import BatchBuilder
-from drivetrain.batch_sampling import prompt_logprob_span
+from drivetrain.completions import completions_of
 from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError, Unsupported
 from drivetrain.grammar.masks import MaskMaker
-from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, TokenLogprob, Update, token_array
-from drivetrain.pooling import check_embeds, pooled, span_of
+from drivetrain.logprobs import PromptScores, token_logprobs
+from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Update
+from drivetrain.pooling import EmbeddingSums, check_embeds
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import SamplingParams, check_served
 from drivetrain.scheduler import Schedule, Scheduler
-from drivetrain_plugins.contract.batch import Float32Array, Int32Array, StepOutput, Ticket
+from drivetrain_plugins.contract.batch import StepOutput, Ticket
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _SLEEPING_PAGES = 2
 _HELD_WAIT_S = 0.005
 """How long `step` waits where all requests wait for their masks."""
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
 @dataclass(slots=True)
@@ -38,9 +38,6 @@ class _Live:
     """A request under way: its completions that have not ended, by index."""
 
     completions: dict[int, Request]
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    sum_D: Float32Array | None = None
-    """Of the states that count towards its embedding, as far as they have landed."""
 
 
 @dataclass(slots=True)
@@ -114,6 +111,8 @@ class Engine:
         self._seeds = random.Random(seed)
         self._live: dict[str, _Live] = {}
         self._owners: dict[Request, tuple[str, int]] = {}
+        self._prompt_scores = PromptScores()
+        self._sums = EmbeddingSums()
         self._in_flight: deque[_InFlight] = deque()
         self._deadlines: list[tuple[float, int, str, _Live]] = []
         self._arrivals = itertools.count()
@@ -151,7 +150,13 @@ class Engine:
         check_served(request.params, self._sampling, self.info.device)
         if request.embeds:
             check_embeds(self.info)
-        completions = self._completions(request)
+        completions = completions_of(
+            request,
+            self.info,
+            end_ids=self._end_ids,
+            seed=self._seeds.getrandbits(64) if request.params.seed is None else request.params.seed,
+            grammar=self._compiled(request.params),
+        )
         for index, completion in completions.items():
             try:
                 self._scheduler.add(completion)
@@ -161,7 +166,7 @@ class Engine:
                 raise
         live = self._live[request.request_id] = _Live(completions)
         if request.params.prompt_logprobs is not None:
-            live.prompt_logprobs = [None for _ in request.prompt_ids]
+            self._prompt_scores.begin(completions[0])
         for index, completion in completions.items():
             self._owners[completion] = (request.request_id, index)
         if request.deadline_s is not None:
@@ -273,34 +278,6 @@ class Engine:
         self._masks.close()
         self._executor.close()
 
-    def _completions(self, request: GenerateRequest) -> dict[int, Request]:
-        params = request.params
-        end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else self._end_ids | set(params.stop_token_ids)
-        seed = self._seeds.getrandbits(64) if params.seed is None else params.seed
-        prompt_ids = token_array(request.prompt_ids)
-        grammar = self._compiled(params)
-        arrival_s = time.monotonic()
-        first: Request | None = None
-        completions: dict[int, Request] = {}
-        for index in range(params.n):
-            completions[index] = completion = Request(
-                request_id=f"{request.request_id}/{index}",
-                prompt_ids=prompt_ids,
-                params=params,
-                arrival_s=arrival_s,
-                priority=request.priority,
-                eos_ids=end_ids,
-                salt=request.salt.encode(),
-                max_total=self.info.max_model_len,
-                matcher=None if grammar is None else grammar.matcher(),
-                parent=first,
-                seed=(seed + index * _GOLDEN_RATIO) & 0xFFFF_FFFF_FFFF_FFFF,
-                bad_word_ids=tuple(tuple(word) for word in request.bad_word_ids),
-                pooling=self.info.pooling if request.embeds else None,
-            )
-            first = first or completion
-        return completions
-
     def _compiled(self, params: SamplingParams) -> CompiledGrammar | None:
         if params.grammar is None:
             return None
@@ -343,9 +320,9 @@ class Engine:
             self._landed_s = now
         schedule = step.schedule
         if output.prompt_logprobs is not None:
-            self._take_prompt_logprobs(schedule, output)
+            self._prompt_scores.take(schedule.rows, output)
         if output.pooled is not None:
-            self._take_sums(schedule, output.pooled)
+            self._sums.take(schedule, output.pooled)
         owners, counts = self._owners, self._counts
         places: dict[Request, int] = {}
         if output.logprobs is not None:
@@ -374,8 +351,8 @@ class Engine:
                 continue
             logprobs = None
             if request.params.logprobs is not None and request in places:
-                logprobs = _token_logprobs(output, places[request], request.params.logprobs, len(token_ids))
-            prompt_logprobs = self._prompt_logprobs_once(request_id) if index == 0 and token_ids else None
+                logprobs = token_logprobs(output, places[request], request.params.logprobs, len(token_ids))
+            prompt_logprobs = self._prompt_scores.end(request) if token_ids else None
             # A grammar that has ended has no token of its own for it.
             stopped = reason is FinishReason.STOP and bool(token_ids) and token_ids[-1] in request.eos_ids
             failure = request.matcher.failure if request.matcher is not None else None
@@ -391,7 +368,7 @@ class Engine:
                     num_cached_tokens=request.num_cached_tokens,
                     queued_s=request.queued_s,
                     error=failure if reason is FinishReason.ERROR else None,
-                    embedding=None if request.pooling is None else self._embedding(request_id, request),
+                    embedding=None if request.pooling is None else self._sums.end(request),
                 )
             )
             if reason is not None:
@@ -451,6 +428,8 @@ class Engine:
         request_id, index = self._owners.pop(request)
         live = self._live[request_id]
         del live.completions[index]
+        self._prompt_scores.end(request)
+        self._sums.forget(request)
         if not live.completions:
             del self._live[request_id]
 
@@ -460,80 +439,3 @@ class Engine:
             _, _, request_id, live = heapq.heappop(self._deadlines)
             if self._live.get(request_id) is live:  # not a later request under the same id
                 self.abort(request_id, error="the request ran past its time limit")
-
-    def _take_prompt_logprobs(self, schedule: Schedule, output: StepOutput) -> None:
-        place = 0
-        for row in schedule.rows:
-            span = prompt_logprob_span(row)
-            if span is None:
-                continue
-            first, last = span
-            owner = self._owners.get(row.request)
-            live = self._live.get(owner[0]) if owner is not None else None
-            if live is not None and live.prompt_logprobs is not None:
-                top = row.request.params.prompt_logprobs or 0
-                for position in range(first, last):
-                    live.prompt_logprobs[position + 1] = _prompt_logprob(
-                        output, place + position - first, row.request.prompt_ids[position + 1], top
-                    )
-            place += last - first
-
-    def _take_sums(self, schedule: Schedule, sums_PD: Float32Array) -> None:
-        place = 0
-        for row in schedule.rows:
-            if span_of(row) is None:
-                continue
-            sum_D, place = sums_PD[place], place + 1
-            owner = self._owners.get(row.request)
-            if owner is not None and row.request not in schedule.dropped:
-                live = self._live[owner[0]]
-                # One that was preempted begins again.
-                live.sum_D = sum_D if row.admitted or live.sum_D is None else live.sum_D + sum_D
-
-    def _embedding(self, request_id: str, request: Request) -> bytes:
-        sum_D = self._live[request_id].sum_D
-        assert sum_D is not None, "an executor that pools brings a sum for each span"
-        return pooled(request, sum_D).astype("<f4").tobytes()
-
-    def _prompt_logprobs_once(self, request_id: str) -> list[TokenLogprob | None] | None:
-        live = self._live[request_id]
-        found, live.prompt_logprobs = live.prompt_logprobs, None
-        return found
-
-
-def _token_logprobs(output: StepOutput, place: int, top: int, count: int) -> list[TokenLogprob]:
-    assert output.logprobs is not None
-    assert output.ranks is not None
-    assert output.top_ids is not None
-    assert output.top_logprobs is not None
-    entry = _logprob(
-        int(output.token_ids[place]),
-        float(output.logprobs[place]),
-        int(output.ranks[place]),
-        output.top_ids[place],
-        output.top_logprobs[place],
-        top,
-    )
-    return [entry] * count
-
-
-def _prompt_logprob(output: StepOutput, place: int, token_id: int, top: int) -> TokenLogprob:
-    assert output.prompt_logprobs is not None
-    assert output.prompt_ranks is not None
-    assert output.prompt_top_ids is not None
-    assert output.prompt_top_logprobs is not None
-    return _logprob(
-        token_id,
-        float(output.prompt_logprobs[place]),
-        int(output.prompt_ranks[place]),
-        output.prompt_top_ids[place],
-        output.prompt_top_logprobs[place],
-        top,
-    )
-
-
-def _logprob(
-    token_id: int, logprob: float, rank: int, top_ids: Int32Array, top_logprobs: Float32Array, top: int
-) -> TokenLogprob:
-    pairs = list(zip(top_ids[:top].tolist(), top_logprobs[:top].tolist(), strict=True))
-    return TokenLogprob(token_id=token_id, logprob=logprob, rank=rank, top=pairs)

@@ -20,7 +20,7 @@ from drivetrain.errors import ModelError, RequestError, RequestFailed
 from drivetrain.messages import EngineInfo, Update
 from drivetrain.request import Request
 from drivetrain.sampling import SamplingParams
-from drivetrain.scheduling.schedule import ScheduledRow
+from drivetrain.scheduling.schedule import Schedule, ScheduledRow
 from drivetrain_plugins.contract.batch import Float32Array, Pooling
 
 PoolingKind = Literal["last", "mean"]
@@ -131,9 +131,35 @@ def pooling_of(rows: Sequence[ScheduledRow]) -> Pooling | None:
     return Pooling(spans=np.array(spans, np.int32)) if spans else None
 
 
-def pooled(request: Request, sum_D: Float32Array) -> Float32Array:
-    """The vector of a prompt, from the sum of the states that count."""
-    return sum_D / np.float32(request.num_prompt) if request.pooling == "mean" else sum_D
+class EmbeddingSums:
+    """Sums of the states that count, of prompts whose chunks land step by step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Request, Float32Array] = {}
+
+    def take(self, schedule: Schedule, sums_PD: Float32Array) -> None:
+        """Take in the sums of a step, one for each of its rows that has a span."""
+        place = 0
+        for row in schedule.rows:
+            if span_of(row) is None:
+                continue
+            sum_D, place = sums_PD[place], place + 1
+            request = row.request
+            if request not in schedule.dropped:
+                # One that was preempted begins again.
+                before_D = None if row.admitted else self._sums.get(request)
+                self._sums[request] = sum_D if before_D is None else before_D + sum_D
+
+    def end(self, request: Request) -> bytes:
+        """The embedding of a prompt that has landed whole, as little-endian float32; its sum is forgotten."""
+        assert request in self._sums, "an executor that pools brings a sum for each span"
+        sum_D = self._sums.pop(request)
+        vector_D = sum_D / np.float32(request.num_prompt) if request.pooling == "mean" else sum_D
+        return vector_D.astype("<f4").tobytes()
+
+    def forget(self, request: Request) -> None:
+        """Drop what has landed of a request that ends early, if any has."""
+        self._sums.pop(request, None)
 
 
 def embedding_of(update: Update) -> Float32Array | None:

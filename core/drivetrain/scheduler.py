@@ -215,9 +215,9 @@ class Scheduler:
         return step
 
     def _schedule_decodes(self, step: Schedule) -> None:
-        rows = step.rows
-        step_id = step.step_id
-        for request in self._running.decoding:
+        rows, running = step.rows, self._running
+        step_id, most_pages = step.step_id, self.limits.max_total_pages
+        for request in running.decoding if most_pages is None else running.take_turns(step, most_pages):
             start = request.num_computed
             if start >= request.row_limit:  # all that it may still have is in flight, or it ended or was preempted
                 continue

@@ -30,6 +30,7 @@ from drivetrain_server.routes.chat import ChatRoute
 from drivetrain_server.routes.completions import CompletionsRoute
 from drivetrain_server.routes.control import control_app, method_not_allowed
 from drivetrain_server.routes.embeddings import EmbeddingsRoute
+from drivetrain_server.routes.kept_responses import add_kept_responses
 from drivetrain_server.routes.messages import CountTokensRoute, MessagesRoute
 from drivetrain_server.routes.ollama import (
     OllamaChatRoute,
@@ -38,7 +39,7 @@ from drivetrain_server.routes.ollama import (
     OllamaGenerateRoute,
 )
 from drivetrain_server.routes.ollama_models import OllamaShowRoute, add_ollama_models
-from drivetrain_server.routes.responses import ResponsesRoute, add_kept_responses
+from drivetrain_server.routes.responses import ResponsesRoute
 from drivetrain_server.routes.tokens import DetokenizeRoute, TokenizeRoute
 from drivetrain_server.service import Service
 
@@ -64,7 +65,7 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.control = control_app(service)
-        kept = KeptResponses()
+        kept = KeptResponses(service.peers)
         add_ollama_models(self.control, service)
         add_kept_responses(self.control, kept)
         self._raw: dict[str, Endpoint] = {

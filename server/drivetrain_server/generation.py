@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from time import perf_counter
 
@@ -21,6 +21,13 @@ from drivetrain_server.telemetry import Telemetry
 MAX_CONCURRENT_ANSWERS = 256
 """Answers of one request that the engine works on at a time; the prompts left of a long list follow as these finish."""
 
+BeforeEnd = Callable[[], Awaitable[None]]
+
+
+async def nothing_more() -> None:
+    """Before the end of an answer that only its client gets."""
+
+
 Batch = list[tuple[int, TextDelta]]
 """What is new: (choice, delta) pairs."""
 
@@ -35,6 +42,7 @@ class Generation:
         shown: special tokens that stay in the text whatever `skip_special_tokens` says.
         operation: what is done, in the words of OpenTelemetry: `chat` or `text_completion`.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
+        before_end: awaited once the answer is complete, before the client is told so.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Generation:
         operation: str = "chat",
         shown: frozenset[int] = frozenset(),
         empty: bool = False,
+        before_end: BeforeEnd = nothing_more,
     ) -> None:
         self.prompts = prompts
         self.num_answers = requests[0].params.n
@@ -58,6 +67,7 @@ class Generation:
         self._pieces = pieces
         self._shown = shown
         self._empty = empty
+        self._before_end = before_end
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
         self._started = False
         self._arrived = arrived
@@ -100,7 +110,9 @@ class Generation:
                     if rendered := events.render(batch):
                         await exchange.event(rendered)
         self._complete()
-        await exchange.event(events.end(), more=False)
+        last = events.end()
+        await self._before_end()
+        await exchange.event(last, more=False)
 
     async def whole(self, exchange: Exchange, shape: AnswerShape, *, best: int) -> None:
         """Send the answer as one body, with the `best` likeliest answers to each prompt."""
@@ -112,7 +124,9 @@ class Generation:
         self._complete()
         if best < self.num_answers:
             answers = [sorted(group, key=lambda answer: -answer.mean_logprob)[:best] for group in answers]
-        await exchange.answer(shape.whole(self.prompts, answers))
+        body = shape.whole(self.prompts, answers)
+        await self._before_end()
+        await exchange.answer(body)
 
     def _complete(self) -> None:
         """Tell the times of an answer that is complete."""

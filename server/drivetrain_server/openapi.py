@@ -63,6 +63,12 @@ def raw_paths() -> tuple[Schema, Schema]:
     return paths, schemas
 
 
+def query_parameters(model: type[BaseModel]) -> Schema:
+    """What documents the query of a route whose parameters are the fields of `model`."""
+    fields = model.model_json_schema()["properties"]
+    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]}
+
+
 def _operation(path: str, summary: str, bodies: list[dict[str, str]]) -> Schema:
     content: Schema = {"application/json": {"schema": {"type": "object"}}}
     if path in ("/api/chat", "/api/generate"):

@@ -408,6 +408,24 @@ def log_probabilities_after_penalties(device):
     device.ops = Wrong()
 
 
+@fault("op.pooled_sums")
+def sums_in_the_type_of_the_states(device):
+    class Wrong(CpuOps):
+        def pool(self, x_TD, spans_P2):
+            return torch.stack([x_TD[first:last].sum(0) for first, last in spans_P2.tolist()]).float()
+
+    device.ops = Wrong()
+
+
+@fault("model.pooled_states")
+def sums_of_one_token_too_few(device):
+    class Wrong(CpuOps):
+        def pool(self, x_TD, spans_P2):
+            return super().pool(x_TD, np.stack((spans_P2[:, 0], np.maximum(spans_P2[:, 0] + 1, spans_P2[:, 1] - 1)), 1))
+
+    device.ops = Wrong()
+
+
 @fault("sampling.penalties")
 def sampled_tokens_not_counted(device):
     class Wrong(CpuOps):
@@ -451,6 +469,18 @@ def captures_without_graphs(device):
 def sealed_policy_without_room_for_the_limits(device):
     policy = device.shape_policy
     device.shape_policy = lambda limits: replace(policy(limits), sealed=True, token_buckets=(16,))
+
+
+@fault("capability.shape_policy")
+def too_few_pages_a_step_for_the_longest_row(device):
+    policy = device.shape_policy
+    device.shape_policy = lambda limits: replace(policy(limits), max_total_pages=limits.max_pages - 1)
+
+
+@fault("capability.shape_policy")
+def pages_of_a_step_beyond_the_buckets(device):
+    policy = device.shape_policy
+    device.shape_policy = lambda limits: replace(policy(limits), total_page_buckets=(1, 8), max_total_pages=9)
 
 
 @fault("communicator.all_reduce")

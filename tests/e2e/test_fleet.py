@@ -113,6 +113,41 @@ def test_limits_and_figures_hold_over_all_processes_and_a_dead_one_is_replaced(f
     assert fleet.end() == 0
 
 
+def test_a_kept_response_is_known_to_all_processes_and_to_its_key_alone(fleet: ServeProcess) -> None:
+    """Each call has a connection of its own, and the system chooses the process: a dozen meet all three."""
+
+    def call(method: str, path: str, key: str = "one", **body: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        url = f"{fleet.url}/v1/responses{path}"
+        return httpx.request(method, url, json=body or None, headers=headers, timeout=60)
+
+    asked = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0}
+    first = call("POST", "", **asked).json()
+    assert [call("GET", f"/{first['id']}").json() for _ in range(12)] == [first] * 12
+    assert {call("GET", f"/{first['id']}", "two").status_code for _ in range(12)} == {404}
+    assert {call("DELETE", f"/{first['id']}", "two").status_code for _ in range(6)} == {404}
+
+    # A megabyte that the template does not show, known everywhere as soon as the client is answered.
+    last = first
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "x" * 1_000_000}]}
+    items = [thought, {"role": "user", "content": "More"}]
+    for turn in range(4):
+        answer = call("POST", "", previous_response_id=last["id"], **asked | {"input": items})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["input_tokens"] > last["usage"]["input_tokens"], turn
+        last = answer.json()
+    assert len(call("GET", f"/{last['id']}/input_items").content) > 1_000_000
+
+    before = members(fleet)
+    for pid in before[:2]:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(members(fleet)) == 3 and not {*before[:2]} & {*members(fleet)})
+    assert {call("GET", f"/{first['id']}").status_code for _ in range(12)} == {200}
+    assert call("DELETE", f"/{first['id']}").json()["deleted"]
+    assert {call("GET", f"/{first['id']}").status_code for _ in range(12)} == {404}
+    assert fleet.end() == 0
+
+
 def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_by_all(fleet: ServeProcess) -> None:
     def stream(results: list[list[dict[str, Any]]]) -> None:
         events: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest
 from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
+from drivetrain_gaudi import buckets
 from drivetrain_gaudi.device import GaudiDevice
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.shapes import StepShape
-from fakes.tiny_engine import MAX_MODEL_LEN, random_requests, run, tiny_engine
+from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, random_requests, run, tiny_engine
 from gaudi_on_cpu import GaudiOnCpu
 
 PAGE = 64
@@ -101,6 +103,45 @@ def test_a_random_trace_compiles_nothing_after_the_warm_up_and_answers_as_the_cp
             continue
         assert answers[key][0] == ids, key
         assert answers[key][2] == reason
+    engine.close()
+
+
+def test_rows_that_share_more_pages_than_a_step_may_read_take_turns_and_compile_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(buckets, "MOST_PREFILLS", 1)  # or steps of prompts would make room for all of these rows
+    limits: dict[str, Any] = {"rows": ROWS, "page_size": PAGE, "step_tokens": 128, "pages": 8, "overlap": True}
+    device = open_device()
+    engine = tiny_engine(device=device, **limits)
+    most = device.shape_policy(engine._executor._limits).max_total_pages
+    assert most == 7
+    torch.compiler.set_stance("fail_on_recompile")
+    batches = watched(engine)
+    rng = random.Random(3)
+    shared = [rng.randrange(6, VOCAB_SIZE) for _ in range(3 * PAGE)]
+    requests: list[GenerateRequest] = []
+    for index in range(24):
+        prompt = shared[: PAGE * rng.randint(0, 3)] + [rng.randrange(6, VOCAB_SIZE) for _ in range(rng.randint(1, 9))]
+        heat = rng.choice((0.0, 0.9))
+        params = SamplingParams(temperature=heat, seed=index, max_tokens=rng.randint(1, 30), n=rng.choice((1, 1, 3)))
+        requests.append(GenerateRequest(request_id=f"r{index}", prompt_ids=prompt, params=params))
+    wanted: list[int] = []
+    schedule = engine._scheduler.schedule
+
+    def note() -> Any:
+        """What all rows that could decode would read together."""
+        running = engine._scheduler._running
+        able = [request for request in running.decoding if request.num_computed < request.row_limit]
+        wanted.append(sum(request.num_computed // PAGE + 1 for request in able))
+        return schedule()
+
+    monkeypatch.setattr(engine._scheduler, "schedule", note)
+    answers = run(engine, requests)
+    assert device.ledger.late_steps == 0
+    assert sum(total > most for total in wanted) >= 10, "rows often share more pages than a step may read"
+    assert all(batch.captured and batch.total_pages <= most for batch in batches)
+    expected = run(tiny_engine(**limits), requests)
+    assert {key: ids for key, (ids, _, _) in answers.items()} == {key: ids for key, (ids, _, _) in expected.items()}
     engine.close()
 
 

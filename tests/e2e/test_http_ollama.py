@@ -10,6 +10,7 @@ import httpx
 import ollama
 import pytest
 
+from fakes.dialects import QWEN3, frontends_with
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 from fakes.text import BEGIN
@@ -125,7 +126,7 @@ def test_the_model_is_listed_shown_and_running(client: ollama.Client) -> None:
     (listed,) = client.list().models
     assert (listed.model, listed.size) == ("tiny", 1 << 20)
     shown = client.show("tiny")
-    assert shown.capabilities is not None and {"completion", "embedding"} <= set(shown.capabilities)
+    assert shown.capabilities == ["completion", "embedding", "tools"]
     assert shown.template is not None and "message.role" in shown.template
     assert shown.modelinfo is not None
     assert shown.modelinfo["TinyForCausalLM.context_length"] == 4096
@@ -137,6 +138,34 @@ def test_version(server: RunningServer) -> None:
     from drivetrain.version import __version__
 
     assert httpx.get(f"{server.url}/api/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("think", [True, "low", "high"])
+def test_a_model_that_does_not_reason_refuses_to_think(client: ollama.Client, think: Any) -> None:
+    for asked in (
+        lambda: client.chat(model="tiny", messages=HELLO, think=think),
+        lambda: client.generate(model="tiny", prompt="Hi", think=think),
+        lambda: [*client.chat(model="tiny", messages=HELLO, think=think, stream=True)],
+    ):
+        with pytest.raises(ollama.ResponseError) as refused:
+            asked()
+        assert (refused.value.status_code, refused.value.error) == (400, '"tiny" does not support thinking')
+    assert client.chat(model="tiny", messages=HELLO, think=False).message.content == "Hello there!"
+
+
+def test_a_model_that_reasons_thinks_where_asked() -> None:
+    engine = FakeEngine(says("<think>Hm.</think>Yes."))
+    with RunningServer(engine, frontend=frontends_with(QWEN3)) as running:
+        client = ollama.Client(host=running.url)
+        assert client.show("tiny").capabilities == ["completion", "embedding", "tools", "thinking"]
+        for think in (True, "high", None):
+            answer = client.chat(model="tiny", messages=HELLO, think=think).message
+            assert (answer.thinking, answer.content) == ("Hm.", "Yes.")
+            assert prompt_of(running).endswith("assistant: ")
+        assert client.generate(model="tiny", prompt="Hi", think=True).thinking == "Hm."
+        client.chat(model="tiny", messages=HELLO, think=False)
+        assert prompt_of(running).endswith("</think>\n\n")
+        client._client.close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import httpx
 import openai
 import pytest
 
-from drivetrain_server.kept_responses import Kept, KeptResponses
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 
@@ -95,7 +94,7 @@ def test_the_next_turn_goes_on_from_a_kept_response(server: RunningServer, clien
     assert second.previous_response_id == first.id
     assert client.responses.retrieve(first.id).output_text == "Hello there!"
     listed = client.responses.input_items.list(second.id).data
-    assert [item.content for item in listed] == ["More"]  # type: ignore[union-attr]
+    assert [item.content[0].text for item in listed] == ["More"]  # type: ignore[union-attr, index]
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="was deleted"):
         client.responses.retrieve(first.id)
@@ -123,6 +122,81 @@ def test_no_key_sees_the_responses_of_another(server: RunningServer, client: ope
             other.responses.create(model="tiny", input="Hi", previous_response_id=mine.id)
     with pytest.raises(openai.BadRequestError, match="close the connection"):
         client.responses.cancel(mine.id)
+
+
+def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
+    items: Any = [{"role": "user", "content": f"{at}"} for at in range(45)]
+    answer = client.responses.create(model="tiny", input=items)
+
+    def texts(**query: Any) -> list[int]:
+        return [int(item.content[0].text) for item in client.responses.input_items.list(answer.id, **query).data]  # type: ignore[union-attr, index]
+
+    assert texts() == [*range(44, 24, -1)]
+    assert texts(order="asc", limit=3) == [0, 1, 2]
+    assert texts(limit=100) == [*range(44, -1, -1)]
+    for order, expected in (("desc", [*range(44, -1, -1)]), ("asc", [*range(45)])):
+        pages = client.responses.input_items.list(answer.id, order=order, limit=10).iter_pages()  # type: ignore[arg-type]
+        told = [[int(item.content[0].text) for item in page.data] for page in pages]  # type: ignore[union-attr, index]
+        assert [len(page) for page in told] == [10, 10, 10, 10, 5]
+        assert [at for page in told for at in page] == expected
+
+
+def test_a_page_of_input_items_tells_its_ends(server: RunningServer, client: openai.OpenAI) -> None:
+    items: Any = [
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "id": "twice", "role": "assistant", "content": "two"},
+        {"id": "twice", "role": "user", "content": "three"},
+    ]
+    answer = client.responses.create(model="tiny", input=items)
+    url = f"{server.url}/v1/responses/{answer.id}/input_items"
+
+    def page(query: str) -> Any:
+        return httpx.get(f"{url}?{query}", headers={"authorization": "Bearer one"}).json()
+
+    first = page("order=asc&limit=2")
+    assert (first["object"], first["has_more"], first["first_id"], first["last_id"]) == ("list", True, "rs_1", "twice")
+    assert first["data"][0] == items[0]
+    part = {"type": "output_text", "text": "two", "annotations": []}
+    assert first["data"][1] == items[1] | {"status": "completed", "content": [part]}
+    rest = page("order=asc&limit=2&after=twice&include[]=message.output_text.logprobs")
+    assert [item["content"][0]["text"] for item in rest["data"]] == ["three"]
+    assert (rest["has_more"], rest["first_id"]) == (False, rest["last_id"]) and rest["first_id"] != "twice"
+    end = page(f"order=asc&after={rest['last_id']}")
+    assert (end["data"], end["has_more"], end["first_id"], end["last_id"]) == ([], False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("/input_items?limit=0", "limit"),
+        ("/input_items?limit=101", "limit"),
+        ("/input_items?limit=few", "limit"),
+        ("/input_items?limit=5&limit=", "limit"),
+        ("/input_items?order=random", "order"),
+        ("/input_items?after=msg_gone", "after"),
+        ("/input_items?include=file_search_call.results", "include[0]"),
+        ("?include[]=file_search_call.results", "include[0]"),
+        ("?stream=true", "stream"),
+        ("?starting_after=3", "starting_after"),
+    ],
+)
+def test_a_bad_query_is_refused_by_name(server: RunningServer, client: openai.OpenAI, query: str, param: str) -> None:
+    kept = client.responses.create(model="tiny", input="Hi")
+    answer = httpx.get(f"{server.url}/v1/responses/{kept.id}{query}", headers={"authorization": "Bearer one"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_queries_are_documented_and_unknown_parameters_are_told(server: RunningServer, client: openai.OpenAI) -> None:
+    kept = client.responses.create(model="tiny", input="Hi")
+    headers = {"authorization": "Bearer one"}
+    told = httpx.get(f"{server.url}/v1/responses/{kept.id}/input_items?before=x&limit=1", headers=headers)
+    assert (told.status_code, told.headers["x-drivetrain-ignored-fields"]) == (200, "before")
+    paths = httpx.get(f"{server.url}/openapi.json", headers=headers).json()["paths"]
+    parameters = paths["/v1/responses/{response_id}/input_items"]["get"]["parameters"]
+    limit = next(each["schema"] for each in parameters if each["name"] == "limit")
+    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 100, 20)
+    assert {each["name"] for each in parameters} == {"response_id", "order", "limit", "after", "include"}
 
 
 def test_items_of_every_kind_become_turns(server: RunningServer, client: openai.OpenAI) -> None:
@@ -190,31 +264,3 @@ def test_an_error_in_a_stream_is_a_failed_response(server: RunningServer, client
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None and "page 7 was lost" in events[-1].response.error.message
     assert [event.sequence_number for event in events] == list(range(len(events)))
-
-
-def test_memory_of_kept_responses_is_bounded() -> None:
-    kept = KeptResponses(max_kept=3, max_bytes=4000)
-
-    def response(size: int = 10) -> Kept:
-        return Kept(history=[], inputs=[], body={"text": "x" * size})
-
-    for at in range(4):
-        kept.add("t", f"r{at}", response())
-    assert kept.get("t", "r1").body == {"text": "x" * 10}
-    kept.add("t", "big", response(3900))
-    kept.add("t", "too big", response(5000))
-    assert kept.get("t", "big").body == {"text": "x" * 3900}
-    for gone in ("r0", "r2", "r3", "too big"):
-        with pytest.raises(Exception, match="there is no response"):
-            kept.get("t", gone)
-
-
-def test_a_busy_key_drives_out_its_own_responses_alone() -> None:
-    kept = KeptResponses(max_kept=4, max_bytes=4000)
-    kept.add("quiet", "r", Kept(history=[], inputs=[], body={"at": -1}))
-    for at in range(20):
-        kept.add("busy", f"r{at}", Kept(history=[], inputs=[], body={"at": at}))
-    assert kept.get("quiet", "r").body == {"at": -1}
-    assert [kept.get("busy", f"r{at}").body["at"] for at in (17, 18, 19)] == [17, 18, 19]
-    with pytest.raises(Exception, match="there is no response"):
-        kept.get("busy", "r16")

@@ -11,7 +11,7 @@ import ollama
 import openai
 import pytest
 
-from fakes.dialects import QWEN3, frontends_with
+from fakes.dialects import PLAIN, QWEN3, frontends_with
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 
@@ -25,6 +25,8 @@ FUNCTIONS: list[dict[str, Any]] = [
     {"name": "get_weather", "description": "Weather of a city", "parameters": SCHEMA},
     {"name": "now", "parameters": {"type": "object", "properties": {}}},
 ]
+THOUGHT = len("\nThe user wants weather.\n")
+"""Tokens of the reasoning, each a byte."""
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
@@ -61,6 +63,8 @@ def test_anthropic(server: RunningServer) -> None:
                 ("now", {}),
             ]
             assert answer.stop_reason == "tool_use"
+            assert answer.usage.output_tokens_details is not None
+            assert answer.usage.output_tokens_details.thinking_tokens == THOUGHT
         result: Any = {
             "type": "tool_result",
             "tool_use_id": blocks[2].id,
@@ -97,7 +101,7 @@ def test_responses(server: RunningServer) -> None:
                 ("now", {}),
             ]
             assert answer.usage is not None
-            assert 0 < answer.usage.output_tokens_details.reasoning_tokens < answer.usage.output_tokens
+            assert answer.usage.output_tokens_details.reasoning_tokens == THOUGHT
         results: Any = [
             {"type": "function_call_output", "call_id": item.call_id, "output": said}
             for item, said in zip(whole.output[2:], ("Rain", "Noon"), strict=True)
@@ -109,6 +113,28 @@ def test_responses(server: RunningServer) -> None:
         history: Any = [{"role": "user", "content": "Hi"}, *(item.model_dump() for item in whole.output), *results]
         client.responses.create(model="tiny", input=history, tools=tools, store=False)
     assert prompt_of(server) == kept
+
+
+def test_chat_tells_the_tokens_of_its_reasoning(server: RunningServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        ask: Any = {"model": "tiny", "messages": HELLO}
+        whole = client.chat.completions.create(**ask, n=2)
+        options: Any = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = list(client.chat.completions.create(**ask, n=2, stream=True, stream_options=options))
+        cut = client.chat.completions.create(**ask, max_tokens=len("<think>\nThe"), stop="so it is never found")
+        told = [chunk.usage.completion_tokens_details.reasoning_tokens for chunk in chunks]  # type: ignore[union-attr]
+        assert whole.usage.completion_tokens_details.reasoning_tokens == 2 * THOUGHT  # type: ignore[union-attr]
+        assert cut.usage.completion_tokens_details.reasoning_tokens == len("\nThe")  # type: ignore[union-attr]
+        assert (told[0], told[-1]) == (0, 2 * THOUGHT)
+        if server.engine.batch == 1:
+            assert len(set(told)) > THOUGHT, "it grows as the reasoning does"
+    with (
+        RunningServer(server.engine, frontend=frontends_with(PLAIN)) as plain,
+        openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        content = client.chat.completions.create(**ask)
+        assert content.usage.completion_tokens_details.reasoning_tokens == 0  # type: ignore[union-attr]
+        assert client.responses.create(model="tiny", input="Hi").usage.output_tokens_details.reasoning_tokens == 0  # type: ignore[union-attr]
 
 
 async def test_ollama(server: RunningServer) -> None:

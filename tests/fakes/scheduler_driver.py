@@ -44,6 +44,7 @@ class Driver:
         self.ended: dict[str, FinishReason] = {}
         self.events = 0
         self.seen: Counter[str] = Counter()
+        self.left_out: Counter[tuple[str, int]] = Counter()
         self.prefixes = [
             array("i", (rng.randrange(2, 40) for _ in range(traffic.longest_prompt)))
             for _ in range(traffic.num_prefixes)
@@ -216,6 +217,8 @@ class Driver:
             assert schedule.num_decode_rows in (0, len(rows))
         if limits.max_prefills_per_step is not None:
             assert len(prefills) <= limits.max_prefills_per_step
+        if limits.max_total_pages is not None:
+            self.check_total_pages(schedule, limits.max_total_pages)
         owner = {row.slot: row.request for flying, _ in self.flying for row in flying.rows}
         slots: set[int] = set()
         for row in rows:
@@ -238,6 +241,26 @@ class Driver:
         self.seen["preempted, held"] += sum(request in self.scheduler.held for request in schedule.preempted)
         self.seen["preempted"] += len(schedule.preempted)
         self.seen["preempted in flight"] += sum(request.in_flight > 0 for request in schedule.preempted)
+
+    def check_total_pages(self, schedule: Schedule, most: int) -> None:
+        """What rows read, and what the device is told of new pages, stays within the limit; nobody waits for ever."""
+        size = self.limits.page_size
+        read = sum(-(-(row.start + row.num_tokens) // size) for row in schedule.rows)
+        told = sum(row.num_new_pages for row in schedule.rows)
+        assert max(read, told) <= schedule.num_pages <= most
+        distinct = {page for row in schedule.rows for page in row.request.pages}
+        self.seen["shared beyond the limit"] += read > len(distinct)
+        if schedule.num_decode_rows:
+            self.check_turns({row.request for row in schedule.rows})
+
+    def check_turns(self, served: set[Request]) -> None:
+        """Who could decode and is left out has its turn after the others at the latest."""
+        for request in self.scheduler._running.decoding:  # pyright: ignore[reportPrivateUsage]
+            able = request.num_computed < min(request.row_limit, request.capacity)
+            life = request.request_id, request.num_preemptions
+            self.left_out[life] = self.left_out[life] + 1 if able and request not in served else 0
+            self.seen["left out"] += self.left_out[life] > 0
+            assert self.left_out[life] < self.limits.max_num_rows, f"{request} is left out for ever"
 
     def check_pages(self) -> None:
         stats = self.scheduler.stats()

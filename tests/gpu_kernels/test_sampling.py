@@ -76,7 +76,7 @@ def rows_of(kind: str, rows: int, vocab_size: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["spread", "tied", "flat", "equal", "banned"])
 @pytest.mark.parametrize("case", CASES)
 def test_filters_leave_what_the_reference_leaves(arch: GpuArch, device: torch.device, kind: str, case: str):
-    require_reference_filters(arch, device, rows_of(kind, len(CASES[case]), 2600), CASES[case])
+    assert rows_unlike_the_reference(arch, device, rows_of(kind, len(CASES[case]), 2600), CASES[case]) == []
 
 
 @pytest.mark.parametrize("kind", ["tied", "flat", "equal", "banned"])
@@ -87,12 +87,13 @@ def test_filters_that_leave_more_tokens_than_are_gathered(arch: GpuArch, device:
         SlotParameters(temperature=1.0, top_p=0.9),
         SlotParameters(temperature=3.0, top_k=7000, top_p=0.8, min_p=0.01),
     ]
-    require_reference_filters(arch, device, rows_of(kind, len(parameters), 9001), parameters)
+    assert rows_unlike_the_reference(arch, device, rows_of(kind, len(parameters), 9001), parameters) == []
 
 
-def require_reference_filters(
+def rows_unlike_the_reference(
     arch: GpuArch, device: torch.device, logits_KV: torch.Tensor, parameters: list[SlotParameters]
-) -> None:
+) -> list[tuple[SlotParameters, int]]:
+    """Rows of which other tokens are left than by the reference filters, or not the likeliest; and how many differ."""
     vocab_size = logits_KV.shape[1]
     slots = slots_with(parameters, vocab_size, device)
     got_K5 = bounds(logits_KV.to(device), inputs_for(len(parameters), device), slots, GroupScratch(), arch)
@@ -103,15 +104,15 @@ def require_reference_filters(
     )
     expected = filter_logits(scaled_KV, top_k, top_p, min_p) > float("-inf")
     got = kept_by(got_K5, scaled_KV) & (scaled_KV > float("-inf"))
+    unlike: list[tuple[SlotParameters, int]] = []
     for row, each in enumerate(parameters):
-        if each.temperature == 0:
-            assert got[row].equal(scaled_KV[row] > float("-inf"))
-            continue
-        wrong = int((got[row] != expected[row]).sum())
+        greedy = each.temperature == 0
+        wrong = int((got[row] != (scaled_KV[row] > float("-inf") if greedy else expected[row])).sum())
         # Sums of thousands of probabilities end a few rounding errors apart, which moves the last tokens of top-p.
-        margin = 0 if each.top_p == 1.0 else int(2e-5 * vocab_size) + 1
-        assert wrong <= margin, (each, wrong, int(got[row].sum()), int(expected[row].sum()))
-        assert got[row, scaled_KV[row].argmax()]
+        margin = 0 if greedy or each.top_p == 1.0 else int(2e-5 * vocab_size) + 1
+        if wrong > margin or not got[row, scaled_KV[row].argmax()]:
+            unlike.append((each, wrong))
+    return unlike
 
 
 @pytest.mark.parametrize(

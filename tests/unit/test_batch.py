@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from drivetrain.batch import BatchBuilder
-from drivetrain.batch_sampling import prompt_logprob_span, slot_row
+from drivetrain.batch_sampling import slot_row
+from drivetrain.logprobs import prompt_logprob_span
 from drivetrain.request import Request
 from drivetrain.sampling import SamplingParams
 from drivetrain.scheduler import Schedule, ScheduledRow

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from drivetrain_cuda.libcuda import ask_driver
-from drivetrain_cuda.probe import Installed, cuda_of_version_file, driver_version, examine
+from drivetrain_cuda.probe import Installed, driver_version, examine
 from drivetrain_plugins.spec import ProbeResult
 
 PROC_VERSION = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (dvs-builder)
@@ -262,20 +262,6 @@ def test_gpus_that_the_user_hides_are_not_idle(root: Path, visible: str) -> None
 
 def test_a_driver_with_no_device_at_all_is_asked_once() -> None:
     assert ask_driver(FakeLibrary()).gpus == ()
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("cuda: Optional[str] = '13.0'", "13.0"),
-        ('cuda = "12.8"', "12.8"),
-        ("cuda: Optional[str] = None", None),
-        ("cuda_archs = '8.0'", None),
-    ],
-)
-def test_the_cuda_of_a_torch_build_is_read_from_its_version_file(line: str, expected: str | None) -> None:
-    text = f"from typing import Optional\n__version__ = '2.11.0'\n{line}\nhip: Optional[str] = '7.1'\n"
-    assert cuda_of_version_file(text) == expected
 
 
 def test_the_driver_version_is_read_in_both_spellings(root: Path, tmp_path: Path) -> None:

@@ -194,6 +194,14 @@ def test_a_failed_part_is_reported_and_the_others_go_on(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_the_tests_of_the_backend_are_counted(tmp_path: Path):
+    status, shown, results = run_device(tmp_path, "--only", "device", "-k", "communicator or allocator or pages")
+    assert status == 0, shown
+    assert results["device"]["counts"]["passed"] > 0
+    assert f"{results['device']['counts']['passed']} passed" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
 def test_parts_that_do_not_fit_the_budget_are_not_run(tmp_path: Path):
     status, _, results = run_device(tmp_path, "--only", "soak", "--budget-s", "1")
     assert status == 1
@@ -211,3 +219,18 @@ def test_start_latency_and_soak_run_against_the_real_server(tmp_path: Path):
     assert results["latency"]["rates"][0]["succeeded"] == 8
     assert results["soak"]["pages"]["used"] == 0
     assert min(results["soak"]["finished"], results["soak"]["aborted"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_golden_answers_over_http_in_any_company(tmp_path: Path, smollm2_path: Path):
+    engine = ("--engine", '{"backend_options": {"cpu": {"threads": 1}}}', "--model", str(smollm2_path))
+    status, shown, results = run_device(tmp_path, "--only", "served", *engine)
+    assert status == 0, shown
+    assert [row["how"].removeprefix("over HTTP, ") for row in results["served"]["golden"]] == [
+        "alone",
+        "from the prefix cache",
+        "in company",
+    ]
+    assert results["served"]["company"]["requests"] == 24
+    assert "15 golden answers, 24 others, 8 embeddings" in (tmp_path / "report.md").read_text()

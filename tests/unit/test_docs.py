@@ -24,6 +24,7 @@ from drivetrain_server.telemetry import Telemetry, render
 from drivetrain_server.wire.chat import ChatMessage, ChatRequest
 from drivetrain_server.wire.completions import CompletionRequest
 from drivetrain_server.wire.embeddings import EmbeddingRequest
+from drivetrain_server.wire.kept_responses import InputItemsQuery
 from drivetrain_server.wire.messages import MessagesRequest
 from drivetrain_server.wire.ollama import OllamaChat, OllamaGenerate
 from drivetrain_server.wire.responses import ResponsesRequest
@@ -38,9 +39,10 @@ from drivetrain_server.wire.unservable import (
     OLLAMA,
     OLLAMA_OPTIONS,
     RESPONSES,
+    RETRIEVE,
 )
 
-OTHERS = (("messages", MESSAGES), ("responses", RESPONSES), ("ollama", OLLAMA | OLLAMA_OPTIONS))
+OTHERS = (("messages", MESSAGES), ("responses", RESPONSES), ("kept", RETRIEVE), ("ollama", OLLAMA | OLLAMA_OPTIONS))
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -131,6 +133,7 @@ def fields(*models: type[BaseModel], without: type[BaseModel] | None = None) -> 
         ("fields: CompletionRequest - SamplingFields", fields(CompletionRequest, without=SamplingFields)),
         ("fields: EmbeddingRequest", fields(EmbeddingRequest)),
         ("fields: ResponsesRequest", fields(ResponsesRequest)),
+        ("fields: InputItemsQuery", fields(InputItemsQuery)),
         ("fields: MessagesRequest", fields(MessagesRequest)),
         ("fields: OllamaChat + OllamaGenerate", fields(OllamaChat, OllamaGenerate)),
         ("fields: TokenizeText + TokenizeChat + Detokenize", fields(TokenizeText, TokenizeChat, Detokenize)),

@@ -81,6 +81,14 @@ def test_a_cache_smaller_than_one_context_still_has_a_bucket_for_a_whole_prompt(
     assert plan.policy.total_page_buckets[-1] == 1024
 
 
+def test_no_step_reads_more_pages_than_the_largest_shape_holds() -> None:
+    for context in (128, 8192, 131_072):
+        for rows, pages in ((1, 64), (7, 4096), (128, 4096), (512, 1 << 20)):
+            policy = plan_buckets(limits(context, rows=rows, pages=pages)).policy
+            assert policy.max_total_pages == policy.total_page_buckets[-1]
+            assert policy.max_total_pages >= (policy.max_prefills_per_step or 1) * (context // 128)
+
+
 def test_the_plan_explains_itself() -> None:
     plan = plan_buckets(limits(8192))
     total = len(plan.decode) + len(plan.prefill)

@@ -101,7 +101,8 @@ def test_answers_to_a_thousand_schemas_are_valid_over_the_vocabulary_of_a_real_m
     tokenizer = load_tokenizer(smollm2_path)
     size, end = tokenizer.vocab_size, tokenizer.eos_ids[0]
     compiler = GrammarCompiler(lambda: open_vocabulary(tokenizer, size, [end]))
-    judge(compiler, tokenizer, Chooser(tokenizer, size, end), seed=3, count=1000)
+    used = judge(compiler, tokenizer, Chooser(tokenizer, size, end), seed=3, count=1000)
+    assert used == listed("schema keywords")
 
 
 REFUSED: dict[str, Any] = {

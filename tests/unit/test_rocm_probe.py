@@ -14,7 +14,7 @@ import pytest
 
 from drivetrain_plugins.spec import ProbeResult
 from drivetrain_rocm import smi
-from drivetrain_rocm.probe import PROOF, Installed, examine, hip_of_version_file
+from drivetrain_rocm.probe import PROOF, Installed, examine
 from drivetrain_rocm.smi import SmiGpu, load_amdsmi, smi_gpus
 from drivetrain_rocm.topology import found_gpus
 
@@ -265,19 +265,6 @@ def test_an_amdsmi_that_cannot_be_imported_without_a_driver_is_none(
     monkeypatch.setattr(smi, "importlib", SimpleNamespace(import_module=fails))
     assert load_amdsmi() is None
     assert smi_gpus() == {}
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("hip: Optional[str] = '7.1.25424-4179531dcd'", "7.1.25424"),
-        ("hip = '6.4.43482'", "6.4.43482"),
-        ("hip: Optional[str] = None", None),
-        ("hipify = '1.0'", None),
-    ],
-)
-def test_the_hip_of_a_torch_build_is_read_from_its_version_file(line: str, expected: str | None) -> None:
-    assert hip_of_version_file(f"__version__ = '2.11.0'\ncuda: Optional[str] = '13.0'\n{line}\n") == expected
 
 
 def test_the_probe_imports_neither_torch_nor_triton() -> None:

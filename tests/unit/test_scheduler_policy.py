@@ -6,7 +6,7 @@ import pytest
 
 from drivetrain.errors import ConfigError, Draining, DrivetrainError, Overloaded, PromptTooLong, RequestError
 from drivetrain.request import Request, Status
-from drivetrain.scheduler import Scheduler
+from drivetrain.scheduler import Schedule, Scheduler
 from fakes.scheduling import Clock, advance, assert_all_back, finish, land, names, request_of, scheduled, scheduler_of
 
 
@@ -265,6 +265,43 @@ def test_a_storm_of_aborts_does_not_grow_the_queue() -> None:
     finish(scheduler)
 
 
+def test_rows_beyond_the_pages_of_a_step_wait_for_the_next_one_and_then_go_first() -> None:
+    scheduler = scheduler_of(max_total_pages=16, max_step_tokens=64, overlap=0)
+    shared = list(range(24))  # six pages of four tokens, which the cache holds once
+    for name in "abcd":
+        scheduler.add(request_of(name, [*shared, ord(name)], max_tokens=20))
+    advance(scheduler, 3)
+    steps: list[Schedule] = []
+    for _ in range(4):
+        steps.append(scheduled(scheduler))
+        land(scheduler, steps[-1])
+    assert [names(step) for step in steps] == [["a", "b"], ["c", "d"], ["a", "b"], ["c", "d"]]
+    assert [step.num_pages for step in steps] == [14, 14, 14, 14]
+    finish(scheduler)
+
+
+def test_prompts_share_a_step_by_the_pages_that_they_fill() -> None:
+    scheduler = scheduler_of(max_total_pages=16, max_step_tokens=64, prefix_cache=False)
+    for name, length in (("a", 32), ("b", 28), ("c", 8)):
+        scheduler.add(request_of(name, length))
+    assert names(scheduled(scheduler)) == ["a", "b"]
+
+
+def test_a_prompt_gets_a_step_of_its_own_if_decode_rows_leave_too_few_pages_for_it() -> None:
+    scheduler = scheduler_of(max_total_pages=16, overlap=0)
+    scheduler.add(request_of("a", 30))
+    scheduler.add(request_of("b", 2))
+    advance(scheduler)
+    scheduler.add(request_of("c", 32))
+    turns: list[list[str]] = []
+    for _ in range(3):
+        step = scheduled(scheduler)
+        turns.append(names(step))
+        land(scheduler, step)
+    assert turns == [["a", "b"], ["c"], ["a", "b"]]
+    finish(scheduler)
+
+
 def test_draining_refuses_new_work_and_finishes_the_old() -> None:
     scheduler = scheduler_of()
     request = request_of("a")
@@ -284,6 +321,7 @@ def test_draining_refuses_new_work_and_finishes_the_old() -> None:
         ({"max_step_tokens": 3}, "max_step_tokens: 3 is below max_num_rows 4"),
         ({"chunked_prefill": False}, "max_step_tokens: 32 is below max_model_len 64, which needs chunked_prefill"),
         ({"max_prefills_per_step": 0}, "max_prefills_per_step: expected at least 1 or none, got 0"),
+        ({"max_total_pages": 15}, "takes 15 pages a step, and a request of max_model_len 64 reads 16"),
         ({"aging_s": 0.0}, "aging_s: expected seconds above 0"),
     ],
 )

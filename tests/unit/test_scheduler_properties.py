@@ -22,15 +22,17 @@ def limits_for(
 ) -> SchedulerLimits:
     page_size = rng.choice((1, 2, 4, 8))
     longest = 64
+    row_pages = longest // page_size
     return SchedulerLimits(
         max_num_rows=rng.choice((2, 5, 8)),
         max_step_tokens=rng.choice((8, 12, 30)) if chunked else longest,
         max_model_len=longest,
         page_size=page_size,
-        num_pages=(longest // page_size) * (2 if tight else 8) + 1,
+        num_pages=row_pages * (2 if tight else 8) + 1,
         max_waiting=30,
         mixed_steps=mixed,
         max_prefills_per_step=rng.choice((None, None, 1, 2)),
+        max_total_pages=rng.choice((None, row_pages, row_pages + 1, 2 * row_pages)),
         chunked_prefill=chunked,
         prefix_cache=cached,
         overlap=overlap,
@@ -64,6 +66,7 @@ def test_random_traffic_visits_every_case() -> None:
     cases |= {"abort waiting 0", "abort running 0", "abort running 1", "abort preempted 0"}
     cases |= {"clear running", "overloaded", "hit", "chunk", "copy", "preempted", "preempted in flight"}
     cases |= {"held", "sat out", "sat out, penalized", "preempted, held"}
+    cases |= {"left out", "shared beyond the limit"}
     assert cases <= {case for case, count in seen.items() if count}
 
 

@@ -12,6 +12,7 @@ from drivetrain.dialects.harmony import HARMONY_MARKERS, HarmonyReader
 from drivetrain.dialects.reader import DialectReader, Markers, marker_texts, markers
 from drivetrain.dialects.reasoning_families import REASONING_FAMILIES
 from drivetrain.dialects.spoken import Transcript, call_id, nine_letters
+from drivetrain.dialects.thoughts import Thoughts
 from drivetrain.dialects.tool_families import TOOL_FAMILIES
 from drivetrain.errors import ConfigError
 
@@ -23,7 +24,13 @@ _TAIL_TOKENS = 24
 
 
 class Reader(Protocol):
-    """Finds reasoning and calls in the text of one answer."""
+    """Finds reasoning and calls in the text of one answer.
+
+    Attributes:
+        thoughts: counts the tokens of the reasoning, once it is told all tokens.
+    """
+
+    thoughts: Thoughts
 
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""

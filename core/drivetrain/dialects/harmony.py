@@ -47,6 +47,7 @@ class HarmonyReader:
     """
 
     def __init__(self, out: Transcript, *, calls: bool) -> None:
+        self.thoughts = out.thoughts
         self._out = out
         self._calls = calls
         self._tape = Tape()
@@ -97,8 +98,7 @@ class HarmonyReader:
                     out.arguments("{}")
                 out.end()
             elif name == "analysis":
-                mark = yield from tape.until(bodies, out.reason)
-                out.reasoned()
+                mark = yield from out.think(tape, bodies)
             else:
                 mark = yield from tape.until(bodies, out.say)
             if mark in (START, CHANNEL):

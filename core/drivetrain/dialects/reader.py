@@ -78,6 +78,7 @@ class DialectReader:
 
     def __init__(self, marks: Markers, out: Transcript, *, reasons: bool) -> None:
         self._marks = marks
+        self.thoughts = out.thoughts
         self._out = out
         self._tape = Tape()
         self._program = self._read(reasons)
@@ -124,8 +125,7 @@ class DialectReader:
 
     def _reasoning(self) -> Reading[None]:
         assert self._marks.closing is not None, "reasoning without an end marker"
-        yield from self._tape.until(self._marks.closing, self._out.reason)
-        self._out.reasoned()
+        yield from self._out.think(self._tape, self._marks.closing)
 
     def _bare(self) -> Reading[None]:
         """Calls without a marker, as long as nothing else was said."""

@@ -6,6 +6,7 @@ import random
 import string
 from collections.abc import Callable, Mapping
 
+from drivetrain.detokenizer import StopAutomaton
 from drivetrain.dialects.events import (
     ContentDelta,
     ReasoningDelta,
@@ -15,6 +16,8 @@ from drivetrain.dialects.events import (
     ToolCallEnd,
 )
 from drivetrain.dialects.forms import Tool
+from drivetrain.dialects.tape import Reading, Tape
+from drivetrain.dialects.thoughts import Thoughts
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 MAX_NAME_CHARS = 256
@@ -37,12 +40,16 @@ class Transcript:
         tools: what the request offers, by name.
         make_id: for calls to which the model gave none.
         max_calls: calls that are told; later ones are dropped.
+
+    Attributes:
+        thoughts: where the reasoning is.
     """
 
     def __init__(self, tools: Mapping[str, Tool], make_id: Callable[[], str] = call_id, max_calls: int = 1 << 20):
         self.tools = tools
         self.said_content = False
         self.num_calls = 0
+        self.thoughts = Thoughts()
         self._make_id = make_id
         self._max_calls = max_calls
         self._events: list[Spoken] = []
@@ -59,15 +66,26 @@ class Transcript:
         events, self._events = self._events, []
         return events
 
-    def reason(self, text: str) -> None:
-        """More text of the reasoning."""
-        if text := self._reasoning.add(text):
-            self._add(ReasoningDelta, text)
+    def think(self, tape: Tape, ends: StopAutomaton) -> Reading[str | None]:
+        """Take reasoning from the tape, up to and with the first marker that ends it.
+
+        Returns:
+            the marker; None at the end of the text.
+        """
+        self.thoughts.begin(tape.place)
+        mark = yield from tape.until(ends, self._reason)
+        self.thoughts.end(tape.place - len(mark or ""))
+        self.reasoned()
+        return mark
 
     def reasoned(self) -> None:
         """The reasoning ended: white space before the content is dropped, and what more there is follows on a line."""
         self._reasoning.cut()
         self._content.cut()
+
+    def _reason(self, text: str) -> None:
+        if text := self._reasoning.add(text):
+            self._add(ReasoningDelta, text)
 
     def say(self, text: str) -> None:
         """More text of the content."""

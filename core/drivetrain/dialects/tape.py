@@ -23,15 +23,22 @@ WINDOW = 1024
 class Tape:
     """What has arrived and is not read yet. `ended` means that no more comes."""
 
-    __slots__ = ("_at", "_text", "ended")
+    __slots__ = ("_at", "_fed", "_text", "ended")
 
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
+        self._fed = 0
         self.ended = False
+
+    @property
+    def place(self) -> int:
+        """Characters that were read."""
+        return self._fed - len(self._text) + self._at
 
     def feed(self, text: str) -> None:
         """Add text behind."""
+        self._fed += len(text)
         self._text = text if self._at == len(self._text) else self._text[self._at :] + text
         self._at = 0
 

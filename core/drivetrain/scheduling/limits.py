@@ -31,6 +31,8 @@ class SchedulerLimits:
     """Whether decode rows and prefill chunks may share a step."""
     max_prefills_per_step: int | None = None
     """Prefill rows of a step at most; None leaves it to the token budget."""
+    max_total_pages: int | None = None
+    """Pages that the rows of a step read together at most, each counted once a row; None is no limit."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed over several steps."""
     prefix_cache: bool = True
@@ -56,6 +58,12 @@ class SchedulerLimits:
                 raise ConfigError(f"{name}: expected at least {low}, got {got}")
         if self.max_prefills_per_step is not None and self.max_prefills_per_step < 1:
             raise ConfigError(f"max_prefills_per_step: expected at least 1 or none, got {self.max_prefills_per_step}")
+        longest = -(-self.max_model_len // self.page_size)
+        if self.max_total_pages is not None and self.max_total_pages < longest:
+            raise ConfigError(
+                f"max_total_pages: the device takes {self.max_total_pages} pages a step, and a request of "
+                f"max_model_len {self.max_model_len} reads {longest}; lower max_model_len"
+            )
         if not self.aging_s > 0.0:
             raise ConfigError(f"aging_s: expected seconds above 0, got {self.aging_s}")
         if self.max_step_tokens < self.max_num_rows:

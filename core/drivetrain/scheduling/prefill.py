@@ -37,7 +37,7 @@ class PrefillPlanner:
         self._queue = queue
         self._running = running
         self.needs_own_step = False
-        """A prompt that may not be cut found no room beside decode rows."""
+        """A prompt that may not be cut, or one with many pages, found no room beside decode rows."""
         self._blocked: Request | None = None
         """Who found too few pages last, when there was room for `_blocked_room`."""
         self._blocked_room = 0
@@ -58,6 +58,8 @@ class PrefillPlanner:
         while budget > 0 and num_rows < max_rows:
             head = self._queue.peek() if admitting else None
             if partial and (head is None or partial[0].queue_key <= head.queue_key):
+                if not self._has_room(step, len(partial[0].pages)):
+                    break
                 request, admitted = partial.popleft(), False
             elif head is not None:
                 verdict = self._admit(head, step, budget)
@@ -81,7 +83,7 @@ class PrefillPlanner:
 
     def _admit(self, request: Request, step: Schedule, budget: int) -> _Verdict:
         """Tries to give the head of the queue a slot and pages for all its tokens."""
-        if not self._running.has_slot:
+        if not self._running.has_slot or not self._has_room(step, self._kv.pages_for(len(request.tokens))):
             return _Verdict.BLOCKED
         parent = request.awaited
         if parent is not None and parent.status is Status.FINISHED:
@@ -146,6 +148,15 @@ class PrefillPlanner:
         # Running requests are about to need pages: admitting into the last ones would only preempt somebody.
         return (len(self._running) + 1) // 2
 
+    def _has_room(self, step: Schedule, num_pages: int) -> bool:
+        """Whether a row that reads so many pages may join the step; the first one always may."""
+        most = self._limits.max_total_pages
+        if most is None or step.num_pages + num_pages <= most:
+            return True
+        # Decode rows take their pages first, and might leave too few for ever.
+        self.needs_own_step = step.num_decode_rows > 0
+        return False
+
     def _may_cut(self, step: Schedule, num_tokens: int, budget: int) -> bool:
         if self._limits.chunked_prefill or num_tokens <= budget:
             return True
@@ -168,6 +179,7 @@ class PrefillPlanner:
         step.rows.append(ScheduledRow(request, request.slot, start, end - start, samples, 0, new_pages, admitted))
         step.num_tokens += end - start
         step.num_samples += samples
+        step.num_pages += len(request.pages)  # the first chunk tells the device of all of them
         request.num_computed = end
         request.last_step = step.step_id
         if request.prompt_step < 0 and end >= request.num_prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from drivetrain.kv.request_pages import RequestPages
@@ -73,6 +74,25 @@ class RunningSet:
         if request.row_limit:
             request.row_limit = request.length_limit - 1
 
+    def take_turns(self, step: Schedule, most_pages: int) -> Iterator[Request]:
+        """Those of `decoding` who fit into `step` as it grows, by the pages that its rows read together.
+
+        Those who do not fit go first the next time.
+        """
+        fitting: list[Request] = []
+        others: list[Request] = []
+        for request in self.decoding:
+            pages = self._kv.pages_for(request.num_computed + 1)
+            if request.num_computed < request.row_limit and step.num_pages + pages > most_pages:
+                others.append(request)
+                continue
+            fitting.append(request)
+            yield request
+            if request.last_step == step.step_id:
+                step.num_pages += pages
+        if others:
+            self.decoding = others + fitting
+
     def last(self) -> Request:
         """The request that makes room for others: lowest priority, then latest arrival, aged."""
         running = [request for request in self.decoding if request.row_limit]
@@ -82,6 +102,7 @@ class RunningSet:
         """Takes slot and pages from `request` while `step` is built; what is in flight still counts."""
         if request.last_step == step.step_id:  # it has a row in this step already
             at = next(at for at, row in enumerate(step.rows) if row.request is request)
+            step.num_pages -= self._kv.pages_for(step.rows[at].start + 1)
             del step.rows[at]
             request.in_flight -= 1
             request.last_step -= 1

@@ -40,6 +40,8 @@ class Schedule:
     preempted: list[Request] = field(default_factory=list[Request])
     """Requests that lost slot and pages to make room; they resume later by themselves."""
     num_tokens: int = 0
+    num_pages: int = 0
+    """Pages that its rows read together at most; kept only where a step may read no more than so many."""
     num_decode_rows: int = 0
     num_samples: int = 0
     """Rows that sample."""

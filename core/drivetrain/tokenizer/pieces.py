@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+def num_chars(piece: bytes) -> int:
+    """Characters that begin in a token's bytes."""
+    return len(piece) if piece.isascii() else sum(byte & 0xC0 != 0x80 for byte in piece)
+
+
 class PieceTable(dict[int, bytes]):
     """Token id to bytes, filled as ids are met. Ids beyond the vocabulary (padding rows of a model) give b""."""
 

@@ -6,7 +6,6 @@ are read under.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -16,9 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from drivetrain_plugins.host import ROOT, installed_version, text_of
 from drivetrain_plugins.spec import DeviceInfo, ProbeResult
-
-ROOT = Path("/")
 
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma"}),
@@ -59,10 +57,7 @@ def probe() -> ProbeResult:
         return ProbeResult(
             ready=False, reason="PyTorch is not installed", next_step="pip install torch", devices=(device,)
         )
-    try:
-        torch_version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        torch_version = "unknown"  # a build on the path without metadata works all the same
+    torch_version = installed_version("torch") or "unknown"  # a build on the path without metadata works all the same
     return ProbeResult(ready=True, devices=(device,), details={"torch": torch_version})
 
 
@@ -123,7 +118,7 @@ def flags_of_sysctl(text: str) -> frozenset[str]:
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """Folders of this process's control group and its ancestors, of either version of the file system."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -137,7 +132,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
 
 def _cpu_quota(folder: Path) -> tuple[int, int]:
     """Quota and period in microseconds; a quota of -1 is none."""
-    words = _text(folder / "cpu.max").split()
+    words = text_of(folder / "cpu.max").split()
     if len(words) == 2 and words[0] != "max":
         return int(words[0]), int(words[1])
     return _number(folder / "cpu.cfs_quota_us", -1), _number(folder / "cpu.cfs_period_us", 0)
@@ -153,29 +148,22 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
             limit = _number(folder / limit_file, -1)
             if limit < 0:
                 continue
-            dropped = re.search(rf"^{cache} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            dropped = re.search(rf"^{cache} (\d+)$", text_of(folder / "memory.stat"), re.MULTILINE)
             yield limit, _number(folder / use_file, 0) - (int(dropped.group(1)) if dropped else 0)
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    rows = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    rows = re.findall(r"^(\w+):\s+(\d+) kB$", text_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in rows}
 
 
 def _cpuinfo(root: Path) -> str:
-    return _text(root / "proc/cpuinfo")
+    return text_of(root / "proc/cpuinfo")
 
 
 def _number(path: Path, absent: int) -> int:
-    text = _text(path).strip()
+    text = text_of(path)
     return int(text) if text.lstrip("-").isdigit() else absent
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def _output_of(*command: str) -> str:

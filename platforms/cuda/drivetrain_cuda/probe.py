@@ -6,8 +6,6 @@ CUDA bindings. `root` is the folder that /proc, /sys and /dev are read under.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,9 +14,9 @@ from pathlib import Path
 
 from drivetrain_cuda.libcuda import Driver, DriverRefused, FoundGpu, Library, ask_driver, load_library
 from drivetrain_cuda.nvml import memory_in_use
+from drivetrain_plugins.host import ROOT, PciDevice, installed_version, pci_devices, torch_built_for, version_numbers
 from drivetrain_plugins.spec import DeviceInfo, ProbeResult
 
-ROOT = Path("/")
 OLDEST_CAPABILITY = (8, 0)
 OLDEST_TRITON = (3, 6)
 NVIDIA_VENDOR = "0x10de"
@@ -28,8 +26,7 @@ SIGNS = ("proc/driver/nvidia/version", "dev/nvidiactl", "usr/lib/wsl/lib/libcuda
 HIDING = {"CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"), "NVIDIA_VISIBLE_DEVICES": ("none", "void")}
 """Values by which users and container runtimes say that a process gets no GPU. A container sees the host's /proc and
 PCI bus all the same."""
-OTHER_OWNERS = frozenset({"vfio-pci", "pci-stub"})
-"""Kernel drivers that keep a device for virtual machines."""
+CONTROLLERS = ("0x0300", "0x0302")
 OLDEST_SERVED_IDS = ((0x2080, 0x20FF), (0x2200, 0xFFFF))
 """PCI device ids from GA100 on and from GA102 on; in between and before lie Turing and what is older."""
 
@@ -101,27 +98,13 @@ def examine(
 
 def installed() -> Installed:
     """What is installed in this environment."""
-    torch = _version("torch")
+    torch = installed_version("torch")
     return Installed(
         torch=torch,
-        torch_cuda=torch_cuda_build() if torch is not None else None,
-        triton=_version("triton"),
-        bindings=_version("cuda-bindings"),
+        torch_cuda=torch_built_for("cuda") if torch is not None else None,
+        triton=installed_version("triton"),
+        bindings=installed_version("cuda-bindings"),
     )
-
-
-def torch_cuda_build() -> str | None:
-    """The CUDA version that the installed torch was built for, None for a CPU build, read from its `version.py`."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    return cuda_of_version_file((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
-
-
-def cuda_of_version_file(text: str) -> str | None:
-    """`cuda` in the text of torch's `version.py`."""
-    found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
-    return found.group(1) if found else None
 
 
 def driver_version(root: Path = ROOT) -> str | None:
@@ -178,7 +161,7 @@ def _package_obstacle(packages: Installed, driver: Driver) -> _Obstacle | None:
         )
     if packages.triton is None:
         return _Obstacle("Triton is not installed", INSTALL)
-    if _numbers(packages.triton) < OLDEST_TRITON:
+    if version_numbers(packages.triton) < OLDEST_TRITON:
         return _Obstacle(
             f"Triton {packages.triton} is too old; {_dotted(OLDEST_TRITON)} or later is needed",
             f"pip install 'triton>={_dotted(OLDEST_TRITON)}'",
@@ -238,38 +221,15 @@ def _hidden(environment: Mapping[str, str]) -> str | None:
 
 def _on_the_bus(root: Path) -> bool:
     """Whether a display or 3D controller of NVIDIA's on the PCI bus could be served on by this system."""
-    return any(_is_served(device) for device in (root / "sys/bus/pci/devices").glob("*"))
+    return any(_is_served(device) for device in pci_devices(root, NVIDIA_VENDOR))
 
 
-def _is_served(device: Path) -> bool:
-    if _text(device / "vendor") != NVIDIA_VENDOR or not _text(device / "class").startswith(("0x0300", "0x0302")):
+def _is_served(device: PciDevice) -> bool:
+    if device.kept_for_guests or not device.kind.startswith(CONTROLLERS):
         return False
-    owner = device / "driver"
-    if owner.is_symlink() and owner.readlink().name in OTHER_OWNERS:
-        return False
-    try:
-        number = int(_text(device / "device"), 16)
-    except ValueError:
+    if device.device_id is None:
         return True  # the bus does not say what it is
-    return any(first <= number <= last for first, last in OLDEST_SERVED_IDS)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+    return any(first <= device.device_id <= last for first, last in OLDEST_SERVED_IDS)
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -45,7 +45,7 @@ def plan_buckets(limits: ExecutorLimits, warm_up_s: float | None = None) -> Buck
     """The bucket plan of an engine.
 
     Args:
-        limits: `memory.max_pages` bounds the pages that steps read together.
+        limits: `memory.max_pages` bounds the pages that steps read together, unless a step of prompts needs more.
         warm_up_s: as in `GaudiOptions`.
     """
     prefills = most_prefills(limits)
@@ -59,6 +59,8 @@ def plan_buckets(limits: ExecutorLimits, warm_up_s: float | None = None) -> Buck
         mixed_row_buckets=(prefills + 1,),
         token_buckets=doubling(min(SMALLEST_TOKENS, limits.max_step_tokens), limits.max_step_tokens),
         total_page_buckets=doubling(1, most_pages),
+        # Rows that share pages could read more than there are, and each step would be of a shape of its own.
+        max_total_pages=most_pages,
         max_captured_rows=limits.max_num_rows,
         max_captured_tokens=limits.max_step_tokens,
         captured_sampling=frozenset(),

@@ -16,9 +16,9 @@ from pathlib import Path
 from drivetrain_gaudi.binding import VISIBLE, visible_modules
 from drivetrain_gaudi.telemetry import Card, Host, TelemetryUnavailable, read_host
 from drivetrain_plugins.errors import BackendError
+from drivetrain_plugins.host import ROOT, installed_version, pci_devices
 from drivetrain_plugins.spec import DeviceInfo, ProbeResult
 
-ROOT = Path("/")
 HABANA_VENDOR = "0x1da3"
 SIGNS = ("dev/accel/accel_controlD0", "dev/hl_controlD0", "dev/hl0")
 """Paths that exist only where Habana's kernel driver is loaded and this process may see a card."""
@@ -104,10 +104,10 @@ def installed() -> Installed:
     bridge = any((Path(folder) / "torch" / "__init__.py").is_file() for folder in folders)
     named = importlib.metadata.packages_distributions().get("habana_frameworks", []) if folders else []
     return Installed(
-        torch=_version("torch"),
+        torch=installed_version("torch"),
         bridge=bridge,
         namesakes=() if bridge else tuple(sorted(set(named))) or (("an unnamed package",) if folders else ()),
-        bridge_version=_version("habana-torch-plugin"),
+        bridge_version=installed_version("habana-torch-plugin"),
     )
 
 
@@ -139,7 +139,7 @@ def _no_driver(root: Path) -> ProbeResult:
 
 
 def _on_the_bus(root: Path) -> bool:
-    return any(_text(device / "vendor") == HABANA_VENDOR for device in (root / "sys/bus/pci/devices").glob("*"))
+    return any(True for _ in pci_devices(root, HABANA_VENDOR))
 
 
 def _device(index: int, card: Card) -> DeviceInfo:
@@ -158,17 +158,3 @@ def _device(index: int, card: Card) -> DeviceInfo:
         free_memory_bytes=max(0, card.memory_bytes - card.used_bytes),
         details={name: value for name, value in told.items() if value is not None},
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -8,12 +8,12 @@ compiled is never looked at, and an update needs no cleaning up.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drivetrain_gaudi.options import GaudiOptions
+from drivetrain_plugins.host import installed_version
 
 VARIABLE = "PT_HPU_RECIPE_CACHE_CONFIG"
 DISTRIBUTIONS = ("torch", "habana-torch-plugin")
@@ -45,13 +45,7 @@ def content_key(versions: Iterable[str] | None = None, folder: Path | None = Non
 
 
 def _versions() -> list[str]:
-    found: list[str] = []
-    for name in DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} unknown")
-    return found
+    return [f"{name} {installed_version(name) or 'unknown'}" for name in DISTRIBUTIONS]
 
 
 def _user_cache(environment: Mapping[str, str]) -> Path:

@@ -7,18 +7,16 @@ are read under.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drivetrain_plugins.host import ROOT, PciDevice, installed_version, pci_devices, torch_built_for, version_numbers
 from drivetrain_plugins.spec import DeviceInfo, ProbeResult
 from drivetrain_rocm.parts import part_of, served_parts
 from drivetrain_rocm.smi import SmiGpu, smi_gpus
-from drivetrain_rocm.topology import ROOT, FoundGpu, found_gpus
+from drivetrain_rocm.topology import FoundGpu, found_gpus
 from drivetrain_rocm.visibility import Contradiction, hiding_variable, naming_variable, visible_gpus
 
 OLDEST_TRITON = (3, 6)
@@ -31,8 +29,6 @@ PROOF = "compiled for this part, run in the interpreter and on an NVIDIA GPU, ne
 """How far the backend is proved."""
 PROVE = f"prove it with `drivetrain backends --check rocm` before you rely on it: it was {PROOF}"
 """Said beside the GPUs wherever backends are listed."""
-OTHER_OWNERS = frozenset({"vfio-pci", "pci-stub"})
-"""Kernel drivers that keep a device for virtual machines."""
 CONTROLLERS = ("0x0300", "0x0302", "0x0380", "0x1200")
 SERVED_IDS = (
     (0x7408, 0x7410),  # gfx90a
@@ -108,27 +104,13 @@ def examine(
 
 def installed() -> Installed:
     """What is installed in this environment."""
-    torch = _version("torch")
+    torch = installed_version("torch")
     names = ("triton", "pytorch-triton-rocm", "triton-rocm")
     return Installed(
         torch=torch,
-        torch_hip=torch_hip_build() if torch is not None else None,
-        triton=next((version for version in map(_version, names) if version is not None), None),
+        torch_hip=torch_built_for("hip") if torch is not None else None,
+        triton=next((version for version in map(installed_version, names) if version is not None), None),
     )
-
-
-def torch_hip_build() -> str | None:
-    """The HIP version that the installed torch was built for, None for another build, read from its `version.py`."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    return hip_of_version_file((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
-
-
-def hip_of_version_file(text: str) -> str | None:
-    """`hip` in the text of torch's `version.py`."""
-    found = re.search(r"^hip\b[^=\n]*=\s*['\"]([\d.]+)[^'\"]*['\"]", text, re.MULTILINE)
-    return found.group(1) if found else None
 
 
 def _device(order: int, gpu: FoundGpu, more: Mapping[str, SmiGpu]) -> DeviceInfo:
@@ -184,7 +166,7 @@ def _package_obstacle(packages: Installed) -> _Obstacle | None:
         )
     if packages.triton is None:
         return _Obstacle("Triton is not installed", INSTALL_TRITON)
-    if tuple(map(int, re.findall(r"\d+", packages.triton)[:2])) < OLDEST_TRITON:
+    if version_numbers(packages.triton) < OLDEST_TRITON:
         return _Obstacle(f"Triton {packages.triton} is too old; 3.6 or later is needed", INSTALL_TRITON)
     return None
 
@@ -200,7 +182,7 @@ def _hidden(environment: Mapping[str, str], gpus: Sequence[FoundGpu]) -> ProbeRe
 
 def _no_gpus(environment: Mapping[str, str], root: Path) -> ProbeResult:
     hidden = hiding_variable(environment) is not None
-    on_bus = any(_is_served(device) for device in (root / "sys/bus/pci/devices").glob("*"))
+    on_bus = any(_is_served(device) for device in pci_devices(root, AMD_VENDOR))
     if (root / DRIVER).exists() and on_bus:
         return ProbeResult(
             ready=False,
@@ -221,29 +203,8 @@ def _no_gpus(environment: Mapping[str, str], root: Path) -> ProbeResult:
     )
 
 
-def _is_served(device: Path) -> bool:
-    """Whether a controller on the PCI bus is a part that could be served on by this system."""
-    if _text(device / "vendor") != AMD_VENDOR or not _text(device / "class").startswith(CONTROLLERS):
+def _is_served(device: PciDevice) -> bool:
+    """Whether a controller is a part that could be served on by this system."""
+    if device.kept_for_guests or not device.kind.startswith(CONTROLLERS) or device.device_id is None:
         return False
-    owner = device / "driver"
-    if owner.is_symlink() and owner.readlink().name in OTHER_OWNERS:
-        return False
-    try:
-        number = int(_text(device / "device"), 16)
-    except ValueError:
-        return False
-    return any(first <= number <= last for first, last in SERVED_IDS)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return any(first <= device.device_id <= last for first, last in SERVED_IDS)

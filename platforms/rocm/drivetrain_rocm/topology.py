@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from drivetrain_plugins.host import ROOT, text_of
 from drivetrain_rocm.parts import arch_of_target_version
 
-ROOT = Path("/")
 NODES = "sys/class/kfd/kfd/topology/nodes"
 AMD_VENDOR = 0x1002
 _VRAM = ("1", "2")
@@ -56,11 +56,7 @@ def found_gpus(root: Path = ROOT) -> tuple[FoundGpu, ...]:
 
 def read_properties(path: Path) -> Mapping[str, int]:
     """Lines of a name and a number; nothing if the file cannot be read."""
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split() for line in lines)
+    pairs = (line.split() for line in text_of(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
@@ -70,7 +66,7 @@ def _gpu(index: int, node: Path, properties: Mapping[str, int], root: Path) -> F
     simds = properties.get("simd_per_cu", 0) or 4
     return FoundGpu(
         index=index,
-        name=_text(card / "product_name") or _text(node / "name") or f"AMD GPU ({arch})",
+        name=text_of(card / "product_name") or text_of(node / "name") or f"AMD GPU ({arch})",
         arch=arch,
         uuid=f"GPU-{properties.get('unique_id', 0):016x}",
         bus=_bus(properties),
@@ -92,12 +88,5 @@ def _bank_bytes(node: Path) -> int:
 
 
 def _number(path: Path) -> int:
-    text = _text(path)
+    text = text_of(path)
     return int(text) if text.isdecimal() else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

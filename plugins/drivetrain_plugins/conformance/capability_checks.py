@@ -20,6 +20,7 @@ from drivetrain_plugins.contract.capabilities import (
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.contract.weight_formats import WEIGHT_FORMATS
 
 _UNCALLABLE = frozenset({"mla"})
 
@@ -93,7 +94,7 @@ def shape_policy_is_consistent(subject: Subject) -> None:
     limits = tiny_limits(subject.capabilities)
     policy = subject.device.shape_policy(limits)
     require(type(policy) is ShapePolicy, f"shape_policy: got {type(policy).__name__}, expected ShapePolicy")
-    for name in ("row_buckets", "token_buckets", "page_buckets"):
+    for name in ("row_buckets", "mixed_row_buckets", "token_buckets", "page_buckets", "total_page_buckets"):
         buckets = getattr(policy, name)
         ascending = all(low < high for low, high in itertools.pairwise(buckets))
         require(ascending and min(buckets, default=1) >= 1, f"shape_policy.{name}: got {buckets}, expected ascending")
@@ -103,6 +104,16 @@ def shape_policy_is_consistent(subject: Subject) -> None:
     require(
         policy.max_prefills_per_step is None or policy.max_prefills_per_step >= 1,
         f"shape_policy.max_prefills_per_step: got {policy.max_prefills_per_step}",
+    )
+    most = policy.max_total_pages
+    require(
+        most is None or most >= limits.max_pages,
+        f"shape_policy.max_total_pages: got {most}, expected at least the {limits.max_pages} pages of the longest row",
+    )
+    last = policy.total_page_buckets[-1:]
+    require(
+        most is None or not last or most <= last[0],
+        f"shape_policy.max_total_pages: got {most}, expected at most {last}, the end of total_page_buckets",
     )
     for rows in range(1, limits.max_num_rows + 1):
         policy.pad(rows=rows, tokens=rows, pages=limits.max_pages, decode_only=True)
@@ -114,11 +125,15 @@ def shape_policy_is_consistent(subject: Subject) -> None:
 
 
 @check("quantized")
-def claimed_formats_have_a_reference(subject: Subject) -> None:
-    """Every claimed weight format is judged by the contract's reference; this version has none beyond plain weights."""
+def claimed_formats_are_defined(subject: Subject) -> None:
+    """Every claimed weight format is one that the contract defines: core brings weights in no other."""
     claimed = subject.capabilities.quantizations
     need(bool(claimed), "capabilities.quantizations is empty")
-    require(False, f"capabilities.quantizations: this contract version defines no format named {sorted(claimed)}")
+    unknown = sorted(claimed - set(WEIGHT_FORMATS))
+    require(
+        not unknown,
+        f"capabilities.quantizations: the contract defines no format named {unknown}, only {', '.join(WEIGHT_FORMATS)}",
+    )
 
 
 def _names(field: str, got: tuple[str, ...], known: tuple[str, ...], *, least: int = 0) -> None:

@@ -44,8 +44,10 @@ def run_ranks(target: str, options: Mapping[str, Any], *, world: int, seed: int)
             child.kill()
             _, said = child.communicate()
             failures.append(f"rank {rank} was not done after {TIME_LIMIT_S:g} s")
-        if child.returncode > 0:
-            failures.append(f"rank {rank}: {(said.strip().splitlines() or ['it said nothing'])[-1]}")
+            continue
+        if child.returncode != 0:
+            last_words = (said.strip().splitlines() or ["it said nothing"])[-1]
+            failures.append(f"rank {rank} ended with status {child.returncode}: {last_words}")
     require(not failures, "; ".join(failures))
 
 

@@ -21,6 +21,7 @@ from drivetrain_plugins.contract.batch import (
     TOP_K,
     TOP_P,
     Int32Array,
+    Pooling,
     PromptLogprobs,
     SampleFeatures,
     StepOutput,
@@ -100,6 +101,7 @@ class Session:
         self._shared: set[int] = set()
         self._copies: Sequence[tuple[int, int]] = ()
         self._asked: PromptLogprobs | None = None
+        self._pooling: Pooling | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -142,12 +144,12 @@ class Session:
             self.decode(decoding)
             decoding = ()
         for group in groups:
-            self._start([*((sequence, 1) for sequence in decoding), *group])
+            self._start_within([*((sequence, 1) for sequence in decoding), *group])
             decoding = ()
 
     def decode(self, sequences: Sequence[Running]) -> None:
         """One further token of each sequence."""
-        self._start([(sequence, 1) for sequence in sequences])
+        self._start_within([(sequence, 1) for sequence in sequences])
 
     def run(self, sequences: Sequence[Running], steps: int, *, ahead: bool) -> None:
         """Decode some steps, with two under way at once if `ahead`."""
@@ -230,7 +232,23 @@ class Session:
             score_1V = score_1V + gumbel_noise(*seeds, position, vocab)
         return score_1V[0]
 
+    def _start_within(self, todo: Sequence[tuple[Running, int]]) -> None:
+        """Start these rows in as few steps as the policy's `max_total_pages` allows."""
+        most, page = self.policy.max_total_pages, self.limits.page_size
+        group: list[tuple[Running, int]] = []
+        num_pages = 0
+        for sequence, count in todo:
+            pages = -(-(sequence.computed + count) // page)
+            if most is not None and group and num_pages + pages > most:
+                self._start(group)
+                group, num_pages = [], 0
+            group.append((sequence, count))
+            num_pages += pages
+        self._start(group)
+
     def _start(self, todo: Sequence[tuple[Running, int]]) -> None:
+        while len(self._flying) > 1:
+            self.land()
         rows = [self._row(sequence, count) for sequence, count in todo]
         sampled = [sequence for sequence, _ in todo if sequence.computed == sequence.length]
         features = SampleFeatures(
@@ -252,9 +270,10 @@ class Session:
             ],
             page_copies=self._copies,
             prompt_logprobs=self._asked,
+            pooling=self._pooling,
             masks=self._masks(sampled) if features.masks else None,
         )
-        self._copies, self._asked = (), None
+        self._copies, self._asked, self._pooling = (), None, None
         batch = pack(rows, padded_shape(rows, self.policy, self.limits.page_size), packing, step_id=self._step_id)
         self._step_id += 1
         self._flying.append(_Step(self.executor.execute(batch), sampled))
@@ -282,6 +301,10 @@ class Session:
     def ask(self, prompt_logprobs: PromptLogprobs) -> None:
         """Ask the next step for log-probabilities of prompt tokens."""
         self._asked = prompt_logprobs
+
+    def pool(self, pooling: Pooling) -> None:
+        """Ask the next step for sums of hidden states."""
+        self._pooling = pooling
 
     def _row(self, sequence: Running, count: int) -> Row:
         start, end, page = sequence.computed, sequence.computed + count, self.limits.page_size

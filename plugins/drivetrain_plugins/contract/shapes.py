@@ -49,6 +49,10 @@ class ShapePolicy:
         page_buckets: ascending numbers of pages a row; empty pads nothing.
         total_page_buckets: ascending numbers of pages of all rows together, for devices whose work follows these
             rather than the longest row; empty tells the device none. Recorded steps then have one layout a shape.
+        max_total_pages: pages that all rows of a step may read together, a page that several rows read counted once a
+            row; at least those of the longest row. Core gives a step no more: rows beyond it wait for the next one, and
+            then go first. None is no limit. Without it, rows that share pages may outgrow the last of
+            `total_page_buckets`.
         max_captured_rows: decode steps up to so many rows are captured; 0 captures none.
         max_captured_tokens: steps with prefill up to so many tokens are captured; 0 captures none.
         captured_sampling: what the sampler may do inside of a recording beside taking the likeliest token, by the names
@@ -72,6 +76,7 @@ class ShapePolicy:
     token_buckets: tuple[int, ...] = ()
     page_buckets: tuple[int, ...] = ()
     total_page_buckets: tuple[int, ...] = ()
+    max_total_pages: int | None = None
     max_captured_rows: int = 0
     max_captured_tokens: int = 0
     captured_sampling: frozenset[CapturedSampling] = frozenset({"random"})
@@ -125,22 +130,18 @@ class ShapePolicy:
         """
         shapes: list[StepShape] = []
         for fewest, rows in _spans(self.row_buckets, self.max_captured_rows):
-            least, most = (fewest, rows * max_pages) if self.total_page_buckets else (0, 0)
-            shapes += self._shapes(rows, rows, most_total=most, least_total=least, max_pages=max_pages, decode=True)
+            shapes += self._shapes(rows, rows, least_total=fewest, max_pages=max_pages, decode=True)
         mixed_rows = self.mixed_row_buckets or self.row_buckets
         for fewest, tokens in _spans(self.token_buckets, self.max_captured_tokens):
             for rows in mixed_rows:
-                least, most = (-(-fewest // page_size), rows * max_pages) if self.total_page_buckets else (0, 0)
-                shapes += self._shapes(
-                    rows, tokens, most_total=most, least_total=least, max_pages=max_pages, decode=False
-                )
+                least = -(-fewest // page_size)
+                shapes += self._shapes(rows, tokens, least_total=least, max_pages=max_pages, decode=False)
         return sorted(shapes, key=lambda shape: (shape.tokens * max(1, shape.total_pages), shape.tokens))
 
-    def _shapes(
-        self, rows: int, tokens: int, *, least_total: int, most_total: int, max_pages: int, decode: bool
-    ) -> list[StepShape]:
+    def _shapes(self, rows: int, tokens: int, *, least_total: int, max_pages: int, decode: bool) -> list[StepShape]:
         """The shapes of so many rows and tokens, by pages a row and pages in all."""
         pages_a_row = self.page_buckets or (max_pages,)
+        most_total = min(rows * max_pages, self.max_total_pages or rows * max_pages)
         totals = [
             total for fewest, total in _spans(self.total_page_buckets) if total >= least_total and fewest <= most_total
         ]

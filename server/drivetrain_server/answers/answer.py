@@ -9,6 +9,7 @@ from typing import Protocol
 import orjson
 
 from drivetrain.completion_text import TextDelta
+from drivetrain.dialects.turn import Turns
 from drivetrain.messages import FinishReasonName, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
@@ -47,6 +48,7 @@ class PromptRun:
 
     Attributes:
         text: the prompt as it is echoed; empty where it is not.
+        turns: what reads its answers, and counts their reasoning; None where they are plain text.
         logprobs: of the prompt's tokens, once they came.
         awaits_logprobs: they were asked for, so no choice of this prompt is begun without them.
         queued_s: how long it waited in the engine.
@@ -56,6 +58,7 @@ class PromptRun:
 
     token_ids: list[int]
     text: str = ""
+    turns: Turns | None = None
     awaits_logprobs: bool = False
     logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
@@ -69,12 +72,20 @@ def usage_of(prompts: Sequence[PromptRun]) -> dict[str, object]:
     """`usage` of an answer; what was generated for `best_of` and not returned counts too."""
     prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     completion_tokens = sum(prompt.num_generated for prompt in prompts)
-    return {
+    usage: dict[str, object] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(prompt.num_cached_tokens for prompt in prompts)},
     }
+    if any(prompt.turns is not None for prompt in prompts):
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens(prompts)}
+    return usage
+
+
+def reasoning_tokens(prompts: Sequence[PromptRun]) -> int:
+    """Generated tokens that were reasoning, so far as the answers have been read."""
+    return sum(prompt.turns.num_reasoning_tokens for prompt in prompts if prompt.turns is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

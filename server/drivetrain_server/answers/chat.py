@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import orjson
 
 from drivetrain.completion_text import TextDelta
-from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, usage_of
-from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs, prompt_logprobs
-from drivetrain_server.answers.turn import (
+from drivetrain.dialects.turn import (
     ContentDelta,
     Event,
     Finish,
@@ -21,6 +19,8 @@ from drivetrain_server.answers.turn import (
     ToolCallEnd,
     Turns,
 )
+from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, usage_of
+from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs, prompt_logprobs
 
 CHUNK = "chat.completion.chunk"
 

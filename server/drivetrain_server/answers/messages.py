@@ -8,8 +8,7 @@ from typing import cast
 import orjson
 
 from drivetrain.completion_text import TextDelta
-from drivetrain_server.answers.answer import Answer, Envelope, PromptRun
-from drivetrain_server.answers.turn import (
+from drivetrain.dialects.turn import (
     ContentDelta,
     Event,
     Finish,
@@ -19,6 +18,7 @@ from drivetrain_server.answers.turn import (
     ToolCallEnd,
     Turns,
 )
+from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, reasoning_tokens
 from drivetrain_server.errors import HttpError, anthropic_error
 
 STOP_REASONS = {"stop": "end_turn", "tool_calls": "tool_use"}
@@ -158,11 +158,12 @@ def _stop_sequence(finish: Finish) -> str | None:
     return finish.stop_reason if isinstance(finish.stop_reason, str) else None
 
 
-def _usage(prompts: Sequence[PromptRun]) -> dict[str, int]:
+def _usage(prompts: Sequence[PromptRun]) -> dict[str, object]:
     cached = sum(prompt.num_cached_tokens for prompt in prompts)
     return {
         "input_tokens": sum(len(prompt.token_ids) for prompt in prompts) - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": sum(prompt.num_generated for prompt in prompts),
+        "output_tokens_details": {"thinking_tokens": reasoning_tokens(prompts)},
     }

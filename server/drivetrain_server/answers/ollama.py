@@ -9,11 +9,7 @@ from time import perf_counter
 import orjson
 
 from drivetrain.completion_text import TextDelta
-from drivetrain.messages import TokenLogprob
-from drivetrain_server.answers.answer import Answer, Envelope, PromptRun
-from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs
-from drivetrain_server.answers.messages import arguments_of
-from drivetrain_server.answers.turn import (
+from drivetrain.dialects.turn import (
     ContentDelta,
     Event,
     Finish,
@@ -23,6 +19,10 @@ from drivetrain_server.answers.turn import (
     ToolCallEnd,
     Turns,
 )
+from drivetrain.messages import TokenLogprob
+from drivetrain_server.answers.answer import Answer, Envelope, PromptRun
+from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs
+from drivetrain_server.answers.messages import arguments_of
 
 Json = dict[str, object]
 

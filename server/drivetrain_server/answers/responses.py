@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import orjson
 
 from drivetrain.completion_text import TextDelta
-from drivetrain.messages import TokenLogprob
-from drivetrain_server.answers.answer import Answer, Envelope, PromptRun
-from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs
-from drivetrain_server.answers.turn import (
+from drivetrain.dialects.turn import (
     ContentDelta,
     Event,
     Finish,
@@ -23,9 +20,12 @@ from drivetrain_server.answers.turn import (
     TurnFinish,
     Turns,
 )
+from drivetrain.messages import TokenLogprob
+from drivetrain_server.answers.answer import Answer, Envelope, PromptRun, reasoning_tokens
+from drivetrain_server.answers.logprobs import TokenSpeller, chat_logprobs
 from drivetrain_server.errors import HttpError
 
-Json = dict[str, object]
+Json = dict[str, Any]
 
 
 class ResponsesShape:
@@ -33,9 +33,10 @@ class ResponsesShape:
 
     Args:
         echo: the fields that tell again what was asked for.
-        count: tokens of a text, for the share of reasoning in the usage.
         num_logprobs: alternatives a token, None for no log-probabilities.
-        on_done: told the whole response when it is complete.
+
+    Attributes:
+        response: as it is answered, once it is complete.
     """
 
     def __init__(
@@ -45,20 +46,16 @@ class ResponsesShape:
         turns: Turns,
         *,
         echo: Json,
-        count: Callable[[str], int],
         num_logprobs: int | None,
-        on_done: Callable[[Json], None],
     ) -> None:
+        self.response: Json = {}
         self._envelope = envelope
         self._spell = spell
         self._turns = turns
         self._echo = echo
-        self._count = count
         self._num_logprobs = num_logprobs
-        self._on_done = on_done
         self._number = 0
         self._items: list[Json] = []
-        self._reasoning: list[str] = []
         self._open: _Item | None = None
         self._reason: TurnFinish = "stop"
 
@@ -142,8 +139,6 @@ class ResponsesShape:
             return None
         item, self._open = self._open, None
         self._items.append(item.told(done=True))
-        if item.kind == "reasoning":
-            self._reasoning += item.texts
         return self._items[-1]
 
     def _start(self, item: _Item) -> bytes:
@@ -208,18 +203,17 @@ class ResponsesShape:
                 self._items[-1]["status"] = "incomplete"
         else:
             response["completed_at"] = int(time.time())
-        self._on_done(response)
+        self.response = response
         return response
 
     def _usage(self, prompts: Sequence[PromptRun]) -> Json:
         given = sum(len(prompt.token_ids) for prompt in prompts)
         made = sum(prompt.num_generated for prompt in prompts)
-        reasoned = sum(self._count(text) for text in self._reasoning)
         return {
             "input_tokens": given,
             "input_tokens_details": {"cached_tokens": sum(prompt.num_cached_tokens for prompt in prompts)},
             "output_tokens": made,
-            "output_tokens_details": {"reasoning_tokens": min(reasoned, made)},
+            "output_tokens_details": {"reasoning_tokens": reasoning_tokens(prompts)},
             "total_tokens": given + made,
         }
 

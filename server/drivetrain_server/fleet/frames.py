@@ -56,7 +56,13 @@ class Entered(msgspec.Struct, frozen=True, tag=True):
     refusal: int | None
 
 
-ToMember: TypeAlias = Begin | Drain | End | GiveUp | AllReady | Count | Everything | Entered
+class Recalled(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Keep`, `Recall` and `Forget`, in order: what was kept before; None for nothing."""
+
+    raw: bytes | None
+
+
+ToMember: TypeAlias = Begin | Drain | End | GiveUp | AllReady | Count | Everything | Entered | Recalled
 
 
 class Up(msgspec.Struct, frozen=True, tag=True):
@@ -98,4 +104,26 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
-FromMember: TypeAlias = Up | Failed | Drained | Counted | AskEverything | Enter | Leave
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """Keep a response of this key for all members. Answered by `Recalled`."""
+
+    key: str
+    response_id: str
+    raw: bytes
+
+
+class Recall(msgspec.Struct, frozen=True, tag=True):
+    """Tell a response of this key. Answered by `Recalled`."""
+
+    key: str
+    response_id: str
+
+
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Forget one. Answered by `Recalled`."""
+
+    key: str
+    response_id: str
+
+
+FromMember: TypeAlias = Up | Failed | Drained | Counted | AskEverything | Enter | Leave | Keep | Recall | Forget

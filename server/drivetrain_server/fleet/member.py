@@ -33,8 +33,12 @@ from drivetrain_server.fleet.frames import (
     Entered,
     Everything,
     Failed,
+    Forget,
     GiveUp,
+    Keep,
     Leave,
+    Recall,
+    Recalled,
     ToMember,
     Up,
 )
@@ -58,6 +62,7 @@ class Member:
             self._engine, lambda engine: load_frontend(begin.engine, engine), begin.server, peers=self
         )
         self._entering: deque[asyncio.Future[int | None]] = deque()
+        self._recalling: deque[asyncio.Future[bytes | None]] = deque()
         self._asking: list[asyncio.Future[list[Reading]]] = []
         self._drains: asyncio.Queue[object] = asyncio.Queue()
         self._ended = asyncio.Event()
@@ -80,6 +85,21 @@ class Member:
     def leave(self, tenant: Tenant) -> None:
         if self._begin.server.max_requests_per_key is not None:
             self._channel.send(Leave(tenant.name))
+
+    async def keep(self, tenant: Tenant, response_id: str, raw: bytes) -> None:
+        await self._recalled(Keep(tenant.name, response_id, raw))
+
+    async def recall(self, tenant: Tenant, response_id: str) -> bytes | None:
+        return await self._recalled(Recall(tenant.name, response_id))
+
+    async def forget(self, tenant: Tenant, response_id: str) -> bool:
+        return await self._recalled(Forget(tenant.name, response_id)) is not None
+
+    async def _recalled(self, message: Keep | Recall | Forget) -> bytes | None:
+        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._recalling.append(answer)
+        self._channel.send(message)
+        return await asyncio.shield(answer)  # the answer comes even if nobody waits for it any more
 
     async def readings(self) -> Sequence[Reading]:
         answer: asyncio.Future[list[Reading]] = asyncio.get_running_loop().create_future()
@@ -134,6 +154,8 @@ class Member:
             match message:
                 case Entered(refusal):
                     self._entering.popleft().set_result(refusal)
+                case Recalled(raw):
+                    self._recalling.popleft().set_result(raw)
                 case Everything(readings):
                     for answer in self._asking:
                         if not answer.done():

@@ -32,11 +32,16 @@ from drivetrain_server.fleet.frames import (
     Entered,
     Everything,
     Failed,
+    Forget,
     FromMember,
     GiveUp,
+    Keep,
     Leave,
+    Recall,
+    Recalled,
     Up,
 )
+from drivetrain_server.response_shelves import ResponseShelves
 from drivetrain_server.telemetry import Reading, merged
 
 logger = logging.getLogger("drivetrain.server")
@@ -89,6 +94,7 @@ class Fleet:
         self._engine_config = engine_config
         self._config = config
         self._seats = [_Seat(listener) for listener in listeners]
+        self._responses = ResponseShelves()
         self._ended = Reading()
         self._ending = False
         self._last_drain: Drain | None = None
@@ -202,6 +208,13 @@ class Fleet:
                 channel.send(Entered(count if refused else None))
             case Leave(key):
                 seat.open_by_key[key] -= 1
+            case Keep(key, response_id, raw):
+                self._responses.keep(key, response_id, raw)
+                channel.send(Recalled(None))
+            case Recall(key, response_id):
+                channel.send(Recalled(self._responses.recall(key, response_id)))
+            case Forget(key, response_id):
+                channel.send(Recalled(self._responses.forget(key, response_id)))
             case Drained(ended):
                 self._note_drained(seat, ended)
 

@@ -17,7 +17,7 @@ from drivetrain_server.answers.answer import AnswerShape, Envelope, PromptRun
 from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
-from drivetrain_server.generation import Generation
+from drivetrain_server.generation import BeforeEnd, Generation, nothing_more
 from drivetrain_server.service import Service, fingerprint, ignored_fields
 from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
@@ -35,6 +35,7 @@ class Plan:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
         shown: special tokens that stay in the text, because the shape reads them.
+        before_end: awaited once the answer is complete, before the client is told so.
     """
 
     prompts: Sequence[PromptRun]
@@ -43,6 +44,7 @@ class Plan:
     best: int
     empty: bool = False
     shown: frozenset[int] = frozenset()
+    before_end: BeforeEnd = nothing_more
 
 
 class Asked(Protocol):
@@ -217,4 +219,5 @@ class GenerateRoute(ABC, Generic[Fields]):
             operation=self.operation,
             empty=plan.empty,
             shown=plan.shown,
+            before_end=plan.before_end,
         )

@@ -8,12 +8,12 @@ from typing import ClassVar, TypeVar
 
 import orjson
 
+from drivetrain.dialects.turn import Turns
 from drivetrain.frontend import Frontend
 from drivetrain.messages import EngineInfo
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.ollama import OllamaShape, loaded
-from drivetrain_server.answers.turn import Turns
 from drivetrain_server.body import JsonObject
 from drivetrain_server.embedding import Embedded
 from drivetrain_server.errors import HttpError
@@ -79,13 +79,17 @@ class OllamaRoute(GenerateRoute[Fields]):
     async def _converse(
         self, frontend: Frontend, fields: Fields, body: JsonObject, envelope: Envelope, exchange: Exchange
     ) -> Plan:
-        conversation, params = await converse_as(self.service, frontend, body)
+        if fields.think and frontend.dialect.reasoning is None:
+            # In Ollama's own words, by which its clients know it.
+            told = f'"{fields.model}" does not support thinking'
+            raise HttpError(400, told, param="think", code="unsupported_parameter")
+        reply, params = await converse_as(self.service, frontend, body)
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
-            params=_within_context(params, len(conversation.prompt_ids), frontend.info),
-            shape=self._shape(frontend, fields, envelope, conversation.turns, exchange.arrived),
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
+            params=_within_context(params, len(reply.prompt_ids), frontend.info),
+            shape=self._shape(frontend, fields, envelope, reply.turns, exchange.arrived),
             best=1,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
         )
 
     def _load_only(self, fields: Fields) -> bytes:

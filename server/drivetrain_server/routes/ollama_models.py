@@ -66,7 +66,6 @@ class OllamaShowRoute:
 
     def _about(self, frontend: Frontend, info: EngineInfo) -> Json:
         defaults = self.service.sampling_defaults(frontend)
-        capabilities = ["completion"] + (["embedding"] if info.pooling is not None else [])
         architecture = info.architecture
         return {
             "modelfile": f"# served by Drivetrain {__version__}\nFROM {info.model}\n",
@@ -79,9 +78,19 @@ class OllamaShowRoute:
                 f"{architecture}.vocab_size": info.vocab_size,
                 f"{architecture}.embedding_length": info.embedding_size or None,
             },
-            "capabilities": capabilities,
+            "capabilities": _capabilities(frontend),
             "modified_at": _started(self.service),
         }
+
+
+def _capabilities(frontend: Frontend) -> list[str]:
+    able = {
+        "completion": True,
+        "embedding": frontend.info.pooling is not None,
+        "tools": frontend.chat_template is not None and frontend.dialect.tools is not None,
+        "thinking": frontend.dialect.reasoning is not None,
+    }
+    return [name for name, is_able in able.items() if is_able]
 
 
 def _entry(info: EngineInfo) -> Json:

@@ -6,18 +6,14 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from fastapi import FastAPI, Request
-
+from drivetrain.conversation import Reply
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.responses import ResponsesShape
 from drivetrain_server.body import JsonObject
-from drivetrain_server.conversation import Conversation
-from drivetrain_server.errors import HttpError
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.kept_responses import Kept, KeptResponses
-from drivetrain_server.keys import Tenant
 from drivetrain_server.routes.chat import converse_as
 from drivetrain_server.routes.generate import GenerateRoute, Plan
 from drivetrain_server.service import Service
@@ -48,41 +44,37 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
         earlier: list[Json] = []
         if fields.previous_response_id is not None:
             name = "previous_response_id"
-            earlier = self._kept.get(exchange.tenant.name, fields.previous_response_id, param=name).history
+            earlier = (await self._kept.get(exchange.tenant, fields.previous_response_id, param=name)).history
         items = [*earlier, *fields.items]
         messages_of(fields.items)  # so that errors count the items of this request
-        conversation, params = await self._fitting(frontend, fields, messages_of(items))
+        reply, params = await self._fitting(frontend, fields, messages_of(items))
 
-        def keep(response: Json) -> None:
+        async def keep() -> None:
             if fields.store is not False:
-                history = [*items, *response["output"]]
-                kept = Kept(history=history, inputs=fields.items, body=response)
-                self._kept.add(exchange.tenant.name, envelope.id, kept)
-
-        def count(text: str) -> int:
-            return len(frontend.tokenizer.encode(text, add_special_tokens=False))
+                response = shape.response
+                kept = Kept(history=[*items, *response["output"]], inputs=fields.items, body=response)
+                await self._kept.add(exchange.tenant, envelope.id, kept)
 
         shape = ResponsesShape(
             envelope,
             self.service.speller(frontend),
-            conversation.turns,
+            reply.turns,
             echo=_echo(fields, params),
-            count=count,
             num_logprobs=fields.num_logprobs,
-            on_done=keep,
         )
         exchange.error_event = shape.failed
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids)],
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
             params=params,
             shape=shape,
             best=1,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
+            before_end=keep,
         )
 
     async def _fitting(
         self, frontend: Frontend, fields: ResponsesRequest, messages: list[Json]
-    ) -> tuple[Conversation, SamplingParams]:
+    ) -> tuple[Reply, SamplingParams]:
         """The conversation; with `truncation` of "auto" without as many of its oldest messages as do not fit."""
         found = await converse_as(self.service, frontend, fields.chat_body(messages))
         room = frontend.info.max_model_len - (fields.max_output_tokens or 1)
@@ -98,45 +90,6 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             else:
                 high = middle - 1
         return found
-
-
-def add_kept_responses(app: FastAPI, kept: KeptResponses) -> None:
-    """Add the routes about responses that are kept."""
-
-    @app.get("/v1/responses/{response_id}")
-    async def retrieve(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
-        """A response as it was answered."""
-        return kept.get(_tenant(request), response_id).body
-
-    @app.get("/v1/responses/{response_id}/input_items")
-    async def input_items(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
-        """The items that the request of a response brought, the newest first."""
-        inputs = kept.get(_tenant(request), response_id).inputs
-        data = [{"id": f"item_{response_id}_{at}"} | item for at, item in enumerate(inputs)][::-1]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]}
-        return {"object": "list", "data": data, "has_more": False} | ends
-
-    @app.delete("/v1/responses/{response_id}")
-    async def delete(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
-        """Forget a response."""
-        kept.delete(_tenant(request), response_id)
-        return {"id": response_id, "object": "response", "deleted": True}
-
-    @app.post("/v1/responses/{response_id}/cancel")
-    async def cancel(response_id: str, request: Request) -> Json:  # pyright: ignore[reportUnusedFunction]
-        """Refused: responses end with their connection."""
-        kept.get(_tenant(request), response_id)
-        raise HttpError(
-            400,
-            "only responses with background=true can be cancelled, and none are served; "
-            "close the connection to end one that runs",
-            code="not_cancellable",
-        )
-
-
-def _tenant(request: Request) -> str:
-    tenant: Tenant = request.scope["drivetrain.tenant"]
-    return tenant.name
 
 
 def _newest(messages: list[Json], count: int) -> list[Json]:

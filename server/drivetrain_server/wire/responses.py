@@ -20,6 +20,7 @@ CHAT_NAMES = {
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }
+Include = Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], Field(max_length=8)]
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 
 
@@ -54,10 +55,7 @@ class ResponsesRequest(WireModel):
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: (
-        Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], Field(max_length=8)]
-        | None
-    ) = None
+    include: Include | None = None
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, JsonValue] | None = None
     parallel_tool_calls: bool | None = None

@@ -99,6 +99,13 @@ RESPONSES: dict[str, Unservable] = {
     "moderation": Unservable(reason=_HINT),
 }
 
+RETRIEVE: dict[str, Unservable] = {
+    "stream": Unservable(reason="a kept response is complete; leave it out", harmless=("false",)),
+    "starting_after": Unservable(reason="events are not kept; leave it out"),
+    "include_obfuscation": Unservable(reason="events are never padded", harmless=("false",)),
+}
+"""Of the query for a kept response, whose values are texts."""
+
 OLLAMA: dict[str, Unservable] = {
     "images": Unservable(reason=_AUDIO, harmless=([],)),
     "suffix": Unservable(reason="this model cannot fill in text before a suffix; leave it out", harmless=("",)),

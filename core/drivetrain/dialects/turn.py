@@ -1,10 +1,10 @@
-"""One choice of an answer as typed events, whatever route it goes out by."""
+"""One choice of an answer as typed events, and as a message."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -19,7 +19,6 @@ from drivetrain.dialects.events import (
     ToolCallEnd,
 )
 from drivetrain.messages import FinishReasonName, TokenLogprob
-from drivetrain_server.answers.answer import Answer
 
 __all__ = [
     "ContentDelta",
@@ -67,13 +66,28 @@ class ToolCall:
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """A whole choice, gathered from its events. `reasoning` is None where the model did not reason."""
+    """A whole choice, gathered from its events.
+
+    Attributes:
+        reasoning: None where the model did not reason.
+        num_reasoning_tokens: as of `Turn`.
+    """
 
     reasoning: str | None = None
     content: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     finish_reason: TurnFinish | None = None
     stop_reason: int | str | None = None
+    num_reasoning_tokens: int = 0
+
+
+class Finished(Protocol):
+    """A whole choice before it is read."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReasonName | None
+    stop_reason: int | str | None
 
 
 class Turn:
@@ -81,15 +95,22 @@ class Turn:
 
     Args:
         reader: what finds reasoning and calls; None takes all text as content.
+        pieces: what each token adds to the text, to count those of the reasoning; None counts none.
     """
 
-    __slots__ = ("_called", "_logprobs", "_reader", "_token_ids")
+    __slots__ = ("_called", "_logprobs", "_pieces", "_reader", "_token_ids")
 
-    def __init__(self, reader: Reader | None = None) -> None:
+    def __init__(self, reader: Reader | None = None, pieces: Mapping[int, bytes] | None = None) -> None:
         self._reader = reader
+        self._pieces = pieces
         self._called = False
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far, without the markers around it."""
+        return 0 if self._reader is None else self._reader.thoughts.num_tokens
 
     def push(self, delta: TextDelta) -> list[Event]:
         """Events of one more delta, in order; empty while all of its text is held back."""
@@ -98,6 +119,8 @@ class Turn:
         if reader is None:
             events = [ContentDelta(text=delta.text)] if delta.text else []
         else:
+            if self._pieces is not None:
+                reader.thoughts.add(delta.token_ids, self._pieces, delta.text)
             events = [*reader.push(delta.text)] if delta.text else []
             if delta.finish_reason is not None:
                 events += reader.finish()
@@ -125,17 +148,30 @@ class Turns:
     Args:
         make_reader: a new reader for each choice; None takes all text as content.
         shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
+        pieces: as of `Turn`.
     """
 
-    def __init__(self, make_reader: Callable[[], Reader] | None = None, shown: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        make_reader: Callable[[], Reader] | None = None,
+        shown: Collection[int] = (),
+        pieces: Mapping[int, bytes] | None = None,
+    ) -> None:
         self.shown = frozenset(shown)
         self._make_reader = make_reader
+        self._pieces = pieces
+        self._turns: list[Turn] = []
         self._open: dict[int, Turn] = {}
 
     @property
     def plain(self) -> bool:
         """All text is content, so a route may take it from the deltas themselves."""
         return self._make_reader is None
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """As of `Turn`, of all choices that were read."""
+        return sum(turn.num_reasoning_tokens for turn in self._turns)
 
     def push(self, choice: int, delta: TextDelta) -> list[Event]:
         """Events of one more delta of a streamed choice."""
@@ -144,19 +180,24 @@ class Turns:
             turn = self._open[choice] = self._turn()
         return turn.push(delta)
 
-    def message(self, answer: Answer) -> Message:
-        """A finished choice that was not streamed, as a message."""
+    def message(self, answer: Finished) -> Message:
+        """A choice that was not streamed, as a message."""
         delta = TextDelta(
             index=0,
             text=answer.text,
-            token_ids=[],
+            token_ids=answer.token_ids,
             finish_reason=answer.finish_reason,
             stop_reason=answer.stop_reason,
         )
-        return gathered(self._turn().push(delta))
+        turn = self._turn()
+        message = gathered(turn.push(delta))
+        message.num_reasoning_tokens = turn.num_reasoning_tokens
+        return message
 
     def _turn(self) -> Turn:
-        return Turn(None if self._make_reader is None else self._make_reader())
+        turn = Turn(None if self._make_reader is None else self._make_reader(), self._pieces)
+        self._turns.append(turn)
+        return turn
 
 
 def gathered(events: Sequence[Event]) -> Message:
