@@ -72,5 +72,4 @@ class ChatRoute(GenerateRoute[ChatRequest]):
             params=params,
             shape=shape,
             best=params.n,
-            shown=reply.turns.shown,
         )

@@ -34,7 +34,6 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
-        shown: special tokens that stay in the text, because the shape reads them.
         before_end: awaited once the answer is complete, before the client is told so.
     """
 
@@ -43,7 +42,6 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
-    shown: frozenset[int] = frozenset()
     before_end: BeforeEnd = nothing_more
 
 
@@ -218,6 +216,5 @@ class GenerateRoute(ABC, Generic[Fields]):
             arrived=exchange.arrived,
             operation=self.operation,
             empty=plan.empty,
-            shown=plan.shown,
             before_end=plan.before_end,
         )
