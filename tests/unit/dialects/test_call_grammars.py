@@ -83,14 +83,15 @@ def drawn(grammar: Grammar, seed: int, *special: str, ends: tuple[str, ...] = ()
     tokenizer = tokenizer_with(*special)
     chance = random.Random(seed)
     matcher = compiler_for(*special).compile(grammar).matcher()
-    mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
     tokens = array("i")
     spelling: list[int] = []
     while len(tokens) < limit:
         matcher.follow(tokens, 0)
-        if matcher.ended or not matcher.fill(mask.ctypes.data, mask.nbytes):
+        if matcher.mask_W is None:
             break
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: tokenizer.vocab_size])
+        allowed = np.flatnonzero(
+            np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
+        )
         if END in allowed and (len(allowed) == 1 or chance.random() < 0.5):
             break
         if not spelling and len(allowed) > 100 and ends and chance.random() < 0.3:
@@ -165,10 +166,7 @@ def test_a_required_call_is_one_that_fits(family: str) -> None:
     written = written_calls(dialect.tools.forms[0], [("book", {"city": "a", "nights": 3, "guests": []}), ("now", {})])
     matcher = compiler_for().compile(grammar).matcher()
     matcher.follow(array("i", list(written.encode())), 0)
-    mask = np.zeros(-(-tokenizer_with().vocab_size // 32), np.int32)
-    assert matcher.ended or (matcher.fill(mask.ctypes.data, mask.nbytes) and mask.view(np.uint32)[END // 32] & 1), (
-        written
-    )
+    assert matcher.ended or (matcher.mask_W is not None and matcher.mask_W.view(np.uint32)[END // 32] & 1), written
 
 
 @pytest.mark.parametrize("family", [name for name, each in TOOL_FAMILIES.items() if not each.channels])
@@ -244,13 +242,12 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     tokenizer = tokenizer_with(*marks)
     for text, allowed in ((written[:-1], True), (written, False), ("Just text, <tool", True), ("Fine.", True)):
         matcher = compiler.compile(grammar).matcher()
-        mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
         followed = array("i")
         fits = True
         for token in tokenizer.encode(text, add_special_tokens=False):
             matcher.follow(followed, 0)
-            filled = matcher.fill(mask.ctypes.data, mask.nbytes)
-            fits = fits and filled and bool(mask.view(np.uint32)[token // 32] >> (token % 32) & 1)
+            mask_W = matcher.mask_W
+            fits = fits and mask_W is not None and bool(mask_W.view(np.uint32)[token // 32] >> (token % 32) & 1)
             followed.append(token)
         assert fits is allowed, text
 
