@@ -83,14 +83,15 @@ def drawn(grammar: Grammar, seed: int, *special: str, ends: tuple[str, ...] = ()
     tokenizer = tokenizer_with(*special)
     chance = random.Random(seed)
     matcher = compiler_for(*special).compile(grammar).matcher()
-    mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
     tokens = array("i")
     spelling: list[int] = []
     while len(tokens) < limit:
         matcher.follow(tokens, 0)
-        if matcher.ended or not matcher.fill(mask.ctypes.data, mask.nbytes):
+        if matcher.mask_W is None:
             break
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: tokenizer.vocab_size])
+        allowed = np.flatnonzero(
+            np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
+        )
         if END in allowed and (len(allowed) == 1 or chance.random() < 0.5):
             break
         if not spelling and len(allowed) > 100 and ends and chance.random() < 0.3:
@@ -155,7 +156,7 @@ def dialect_of(family: str, reasoning: str = "none") -> Dialect:
 def test_a_required_call_is_one_that_fits(family: str) -> None:
     dialect = dialect_of(family)
     assert dialect.tools is not None
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="", reasons=False)
     for seed in range(6):
         text = drawn(grammar, seed, ends=ends_of(dialect))
         _, content, calls = read(dialect, text)
@@ -165,17 +166,14 @@ def test_a_required_call_is_one_that_fits(family: str) -> None:
     written = written_calls(dialect.tools.forms[0], [("book", {"city": "a", "nights": 3, "guests": []}), ("now", {})])
     matcher = compiler_for().compile(grammar).matcher()
     matcher.follow(array("i", list(written.encode())), 0)
-    mask = np.zeros(-(-tokenizer_with().vocab_size // 32), np.int32)
-    assert matcher.ended or (matcher.fill(mask.ctypes.data, mask.nbytes) and mask.view(np.uint32)[END // 32] & 1), (
-        written
-    )
+    assert matcher.ended or (matcher.mask_W is not None and matcher.mask_W.view(np.uint32)[END // 32] & 1), written
 
 
 @pytest.mark.parametrize("family", [name for name, each in TOOL_FAMILIES.items() if not each.channels])
 def test_one_call_is_one_and_a_named_one_is_that(family: str) -> None:
     dialect = dialect_of(family)
     named = {"book": TOOLS["book"]}
-    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="")
+    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="", reasons=False)
     for seed in range(3):
         _, content, calls = read(dialect, drawn(grammar, seed, ends=ends_of(dialect)))
         assert [name for name, _ in calls] == ["book"] and not content
@@ -190,7 +188,7 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser=reasoning)
     assert dialect.reasoning is not None
     end = dialect.reasoning.open if begun else "assistant: "
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end)
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end, reasons=begun)
     reasoned = 0
     for seed in range(8):
         text = drawn(grammar, seed, *MARKERS, ends=ends_of(dialect))
@@ -203,14 +201,15 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
 
 def test_nothing_is_reasoned_where_the_prompt_has_ended_it() -> None:
     dialect = dialect_of("hermes", "think")
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end="<think>\n\n</think>\n\n")
+    ended = "<think>\n\n</think>\n\n"
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end=ended, reasons=False)
     assert drawn(grammar, 0).startswith("<tool_call>")
 
 
 def test_harmony_calls_in_its_channels() -> None:
     special = special_of(tokenizer_with(*marker_texts(None, None), *HARMONY))
     dialect = choose_dialect((), special, (), tool_parser="harmony", reasoning_parser="harmony")
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="", reasons=False)
     seen: set[bool] = set()
     for seed in range(8):
         reasoning, content, calls = read(dialect, drawn(grammar, seed, *HARMONY, ends=("<|end|>",)))
@@ -228,7 +227,7 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     marks = tuple(text for text in MARKERS if text in ("[TOOL_CALLS]", "[ARGS]"))
     special = special_of(tokenizer_with(*marks))
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser="none")
-    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="", reasons=False)
     compiler = compiler_for(*marks)
     written = {
         "hermes": 'Ok <tool_call>\n{"name": "book", "arguments": {"city": 5',
@@ -243,20 +242,21 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     tokenizer = tokenizer_with(*marks)
     for text, allowed in ((written[:-1], True), (written, False), ("Just text, <tool", True), ("Fine.", True)):
         matcher = compiler.compile(grammar).matcher()
-        mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
         followed = array("i")
         fits = True
         for token in tokenizer.encode(text, add_special_tokens=False):
             matcher.follow(followed, 0)
-            filled = matcher.fill(mask.ctypes.data, mask.nbytes)
-            fits = fits and filled and bool(mask.view(np.uint32)[token // 32] >> (token % 32) & 1)
+            mask_W = matcher.mask_W
+            fits = fits and mask_W is not None and bool(mask_W.view(np.uint32)[token // 32] >> (token % 32) & 1)
             followed.append(token)
         assert fits is allowed, text
 
 
 def test_a_schema_that_cannot_be_kept_is_refused_by_its_keyword() -> None:
     tool = Tool(name="f", parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
-    grammar = call_grammar(dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(
+        dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="", reasons=False
+    )
     with pytest.raises(RequestError, match="uniqueItems"):
         compiler_for().compile(grammar)
 
