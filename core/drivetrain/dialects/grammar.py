@@ -34,6 +34,7 @@ def call_grammar(
     required: bool,
     parallel: bool,
     prompt_end: str,
+    reasons: bool,
 ) -> Grammar:
     """The grammar of answers that call these tools, after free reasoning where the model reasons.
 
@@ -41,7 +42,8 @@ def call_grammar(
         special: special tokens by their text.
         required: there is at least one call and nothing else, and an end to them; otherwise text is free, and calls
             in it fit.
-        prompt_end: the last text of the prompt, which may have begun or ended the reasoning.
+        prompt_end: the last text of the prompt, which may have ended the reasoning.
+        reasons: the prompt has begun it.
 
     Raises:
         RequestError: a schema is none.
@@ -57,7 +59,7 @@ def call_grammar(
         answer = calls
     else:
         answer = _among_text(writer, form, calls)
-    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end)} {answer}")
+    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end, reasons=reasons)} {answer}")
     return Grammar(kind="lark", value=writer.text())
 
 
@@ -120,12 +122,12 @@ def form_of_content(
     return replace(form, within=writer.text())
 
 
-def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool = False) -> str:
+def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool) -> str:
     reasoning = dialect.reasoning
     if reasoning is None or not reasoning.open or (not reasons and prompt_end.rstrip().endswith(reasoning.close)):
         return ""
     body = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    if reasons or dialect.reasons_after(prompt_end):
+    if reasons:
         return body
     return f"({writer.literal(reasoning.open)} {body})?"
 
