@@ -208,9 +208,7 @@ def test_drain_ends_what_is_left_with_an_error(engine: FakeEngine, server: Runni
     engine.gate_at = 1
     texts: list[str] = []
     statuses: list[int] = []
-    streamed = threading.Thread(
-        target=lambda: texts.append(_asked(server, stream=True).text)
-    )
+    streamed = threading.Thread(target=lambda: texts.append(_asked(server, stream=True).text))
     whole = threading.Thread(target=lambda: statuses.append(_asked(server).status_code))
     streamed.start()
     whole.start()
