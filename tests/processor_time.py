@@ -1,14 +1,25 @@
-"""Processor time of commands: what they wait for whatever else the machine does, and limits that suit the machine."""
+"""Limits of processor time that suit the machine: what is too slow on a fast one may be all that a slow one can."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 # Takes 0.1 s where `drivetrain --version` takes 0.17 s.
 YARDSTICK = (sys.executable, "-c", "import asyncio, typer")
+
+LOOP_S = 0.04
+"""What the loop of `slowness` takes where `YARDSTICK` takes 0.1 s."""
+
+
+def slowness() -> float:
+    """How much longer a plain loop takes than on the machine for which limits are set; at least 1."""
+    began = time.thread_time()
+    sum(at * at for at in range(1_000_000))
+    return max(1.0, (time.thread_time() - began) / LOOP_S)
 
 
 def processor_s(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
