@@ -178,7 +178,7 @@ class PlainAttention(PagedAttention):
         rows: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
         for row, (first, last) in enumerate(itertools.pairwise(starts)):
             if last > first:
-                end = min(lengths[row] + last - first, keys_RL.shape[1])
+                end = lengths[row] + last - first
                 mask_TL = place_L[:end] <= inputs.positions_T[first:last, None]
                 rows.append((first, last, keys_RL[row, :end], mask_TL))
         return PlainPlan(inputs, None, None, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from drivetrain.client import EngineClient
 from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
+from drivetrain.conversation import Chat, Json, Message
 from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.grammar import Grammar
@@ -28,9 +29,6 @@ from drivetrain_plugins.contract.batch import Float32Array
 
 INLINE_CHARS = 16_384
 """Prompts longer than this are tokenized in a thread, so that other streams go on meanwhile."""
-
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-Message = Mapping[str, Json]
 
 
 class Informed(Protocol):
@@ -56,22 +54,6 @@ class GenerationDefaults:
         """Sampling parameters with these values."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chat:
-    """Messages to be rendered by the model's chat template.
-
-    Attributes:
-        variables: further variables of the template, such as `enable_thinking`; it takes only those that it reads.
-        tools: OpenAI's tool objects, for templates that write them into the prompt.
-    """
-
-    messages: Sequence[Message]
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
-    tools: Sequence[Mapping[str, Json]] = ()
 
 
 class Frontend:
@@ -222,7 +204,7 @@ class Frontend:
             raise PromptTooLong(
                 f"the context has {info.max_model_len} tokens; {len(prompt_ids)} of the prompt and {answer} do not fit;"
                 " shorten the prompt or lower max_tokens",
-                param="prompt",
+                param="max_tokens" if len(prompt_ids) < info.max_model_len else "prompt",
             )
         for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
             wrong = next((i for i in ids if i >= info.vocab_size), None)

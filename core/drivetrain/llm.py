@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -15,6 +15,9 @@ from drivetrain.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from drivetrain.completion_text import CompletionText, TextDelta
+    from drivetrain.conversation import ToolUse
+    from drivetrain.dialects.turn import Message as Answer
+    from drivetrain.dialects.turn import Turns
     from drivetrain.tokenizer import Tokenizer
     from drivetrain_plugins.contract.batch import Float32Array
 
@@ -27,8 +30,10 @@ class Completion:
     """One answer to a prompt.
 
     Attributes:
+        text: all that was generated, in a chat with the model's markers of reasoning and calls.
         stop_reason: the stop string or stop token id that ended it; None for an end token of the model.
         logprobs: one entry a token, where asked for.
+        message: in a chat, the text told apart: `content`, `reasoning` and `tool_calls`.
     """
 
     index: int
@@ -37,6 +42,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReasonName | None = None
     stop_reason: int | str | None = None
+    message: Answer | None = None
 
     def add(self, delta: TextDelta) -> None:
         """Take what became known since the last delta in."""
@@ -68,6 +74,18 @@ class RequestOutput:
         """The first answer's text."""
         return self.completions[0].text
 
+    @property
+    def message(self) -> Answer:
+        """The first answer's content, reasoning and calls, in a chat.
+
+        Raises:
+            RequestError: it is an answer to a prompt, which has its `text` alone.
+        """
+        message = self.completions[0].message
+        if message is None:
+            raise RequestError("message: only answers of a chat are messages; this is one to a prompt, read its text")
+        return message
+
 
 @dataclass(slots=True, kw_only=True)
 class EmbeddingOutput:
@@ -90,6 +108,7 @@ class _Job:
     output: RequestOutput
     texts: list[CompletionText]
     params: SamplingParams
+    turns: Turns | None = None
 
     @property
     def finished(self) -> bool:
@@ -160,6 +179,8 @@ class LLM:
         conversations: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_variables: Mapping[str, Any] | None = None,
@@ -167,27 +188,35 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of messages with `role` and `content`.
 
+        Args:
+            tools: functions that the model may call, as OpenAI's tool objects.
+            tool_choice: `auto`, `none`, `required`, or the name of the function that has to be called.
+
+        Returns:
+            One output a conversation, in order; `message` of each answer tells content, reasoning and calls apart.
+
         Raises:
             TemplateError: the model has no chat template, or it refuses the messages.
             RequestError, RequestFailed: as `generate`.
         """
-        from drivetrain.frontend import Chat
+        from drivetrain.conversation import offered
 
+        use = offered(tools, tool_choice)
         many: list[Any] = (
             [conversations] if conversations and isinstance(conversations[0], Mapping) else list(conversations)
         )
-        rendered = [
-            self._frontend.encode_chat(
-                Chat(
-                    messages=messages,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    variables=template_variables or {},
-                )
-            )
-            for messages in many
-        ]
-        return self.generate(rendered, params, progress=progress)
+        chosen = _spread(self._frontend.defaults.params() if params is None else params, len(many))
+        how = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "variables": template_variables or {},
+        }
+        jobs = [self._chat_job(messages, use, each, how) for messages, each in zip(many, chosen, strict=True)]
+        outputs = self._run(jobs, progress)
+        for job in jobs:
+            for completion in job.output.completions:
+                completion.message = cast("Turns", job.turns).message(completion)
+        return outputs
 
     def embed(
         self,
@@ -271,14 +300,30 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _job(self, prompt: Prompt, params: SamplingParams) -> _Job:
+    def _chat_job(
+        self, messages: Sequence[Message], use: ToolUse, params: SamplingParams, how: Mapping[str, Any]
+    ) -> _Job:
+        from drivetrain.conversation import Chat, reply_to, worded
+
+        frontend, form = self._frontend, params.grammar
+        chat = worded(frontend, Chat(messages=messages, tools=use.offers, **how), use)
+        skip = params.skip_special_tokens
+        reply = reply_to(frontend, frontend.encode_chat(chat), chat, use, form=form, skip_special_tokens=skip)
+        if form is not None and reply.calls is not None:
+            raise RequestError("grammar: the tools demand a form of the answer already; leave one out", param="grammar")
+        params = replace(params, grammar=reply.calls or reply.form)
+        job = self._job(reply.prompt_ids, params, shown=reply.turns.shown)
+        job.turns = reply.turns
+        return job
+
+    def _job(self, prompt: Prompt, params: SamplingParams, shown: frozenset[int] = frozenset()) -> _Job:
         prompt_ids = self._frontend.encode(prompt)
         output = RequestOutput(
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_ids=prompt_ids,
             completions=[Completion(index=index) for index in range(params.n)],
         )
-        texts = [self._frontend.completion_text(index, params, prompt_ids) for index in range(params.n)]
+        texts = [self._frontend.completion_text(index, params, prompt_ids, shown=shown) for index in range(params.n)]
         return _Job(output, texts, params)
 
     def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:

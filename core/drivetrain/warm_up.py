@@ -59,16 +59,20 @@ class WarmUp:
 
     def _eager(self, captures: bool) -> list[tuple[BatchLayout, StepShape, SampleFeatures]]:
         limits = self._limits
-        rows, tokens = max(1, min(limits.max_num_rows, limits.max_step_tokens)), limits.max_step_tokens
+        rows = max(1, min(limits.max_num_rows, limits.max_step_tokens))
+        tokens = min(limits.max_step_tokens, rows * limits.max_model_len)
         prefill = BatchLayout(rows=rows, tokens=tokens, samples=rows, page_updates=0)
-        steps = [(prefill, StepShape(rows=rows, tokens=tokens, pages=1), _HEAVIEST if captures else _GREEDY)]
+        # As long a context as a row may have, for devices whose work follows what a step says of it.
+        shape = StepShape(rows=rows, tokens=tokens, pages=self._largest_pages)
+        steps = [(prefill, shape, _HEAVIEST if captures else _GREEDY)]
         if not captures:
             decode = BatchLayout(rows=1, tokens=1, samples=1, page_updates=1)
             steps.append((decode, StepShape(rows=1, tokens=1, pages=1, decode_only=True), _GREEDY))
         return steps
 
     def _decode(self, rows: int) -> list[Recorded]:
-        return self._steps(StepShape(rows=rows, tokens=rows, pages=self._pages, decode_only=True, captured=True))
+        pages = self._policy.page_buckets[0] if self._policy.page_buckets else self._limits.max_pages
+        return self._steps(StepShape(rows=rows, tokens=rows, pages=pages, decode_only=True, captured=True))
 
     def _largest_mixed(self) -> list[Recorded]:
         policy = self._policy
@@ -76,7 +80,7 @@ class WarmUp:
         if not tokens:
             return []
         rows = (policy.mixed_row_buckets or policy.row_buckets)[-1]
-        shape = StepShape(rows=rows, tokens=tokens[-1], pages=self._pages, captured=True)
+        shape = StepShape(rows=rows, tokens=tokens[-1], pages=self._largest_pages, captured=True)
         return self._steps(shape)[-1:]
 
     def _steps(self, shape: StepShape) -> list[Recorded]:
@@ -95,5 +99,6 @@ class WarmUp:
         ]
 
     @property
-    def _pages(self) -> int:
-        return self._policy.page_buckets[0] if self._policy.page_buckets else self._limits.max_pages
+    def _largest_pages(self) -> int:
+        """What a step with a row of the longest context says of its pages."""
+        return max((self._limits.max_pages, *self._policy.page_buckets[-1:]))

@@ -408,6 +408,24 @@ def log_probabilities_after_penalties(device):
     device.ops = Wrong()
 
 
+@fault("op.pooled_sums")
+def sums_in_the_type_of_the_states(device):
+    class Wrong(CpuOps):
+        def pool(self, x_TD, spans_P2):
+            return torch.stack([x_TD[first:last].sum(0) for first, last in spans_P2.tolist()]).float()
+
+    device.ops = Wrong()
+
+
+@fault("model.pooled_states")
+def sums_of_one_token_too_few(device):
+    class Wrong(CpuOps):
+        def pool(self, x_TD, spans_P2):
+            return super().pool(x_TD, np.stack((spans_P2[:, 0], np.maximum(spans_P2[:, 0] + 1, spans_P2[:, 1] - 1)), 1))
+
+    device.ops = Wrong()
+
+
 @fault("sampling.penalties")
 def sampled_tokens_not_counted(device):
     class Wrong(CpuOps):

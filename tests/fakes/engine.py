@@ -33,6 +33,8 @@ INFO = EngineInfo(
     pooling="mean",
     embedding_size=8,
     embedding_dimensions=None,
+    loaded_bytes=5_000_000,
+    num_parameters=1_234_567,
 )
 
 Script = Callable[[GenerateRequest, int], list[int]]

@@ -18,6 +18,7 @@ from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend
 from drivetrain_plugins.contract.backend import Device, RankInfo
+from drivetrain_plugins.contract.capabilities import Dtype
 from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import (
@@ -92,13 +93,14 @@ def tiny_engine(
     weights: Weights | None = None,
     spec: DecoderSpec | None = None,
     embedding: EmbeddingFormat | None = None,
+    dtype: Dtype = "float32",
     **config: Any,
 ) -> Engine:
-    """An engine in fp32, on the CPU backend if no `device` is given; `config` goes to `EngineConfig`."""
+    """An engine on the CPU backend, if no `device` is given; `config` goes to `EngineConfig`."""
     spec = spec or tiny_spec(window=window, vocab_size=vocab_size)
     device = device or CpuBackend().open(RankInfo(), {"threads": 1})
     limits = ExecutorLimits(
-        dtype="float32",
+        dtype=dtype,
         kv_dtype="float32",
         max_num_rows=rows,
         max_step_tokens=step_tokens,

@@ -12,16 +12,11 @@ import pyopencl as cl
 import pytest
 import torch
 
-from drivetrain.recordings import padding_batch
 from drivetrain_opencl import probe as probing
 from drivetrain_opencl.backend import OpenclBackend, OpenclDevice
-from drivetrain_plugins.contract import reference
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.batch import BatchLayout
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits
 from drivetrain_plugins.contract.ops import LinearWeight
-from drivetrain_plugins.contract.shapes import StepShape
-from drivetrain_plugins.contract.slots import SlotState
 from drivetrain_plugins.errors import BackendError, OutOfMemory
 
 SPEC = KVSpec(layers=(KVLayerSpec(num_kv_heads=2, head_dim=8),) * 2, dtype="float16", page_size=16)
@@ -116,17 +111,3 @@ def test_errors_of_the_driver_are_told_apart(device: OpenclDevice, code: str, ki
     Failed.code = getattr(cl.status_code, code)
     found = device.classify(Failed("clEnqueueNDRangeKernel failed"))
     assert (found is None) if kind is None else isinstance(found, kind)
-
-
-def test_padding_alone_reads_no_further_than_the_page_table(device: OpenclDevice) -> None:
-    """Core's first steps have rows of several pages and say that they have one."""
-    layout = BatchLayout(rows=2, tokens=150, samples=2, page_updates=0)
-    slots = SlotState(num_slots=2, max_pages=3, vocab_size=8, device=device.torch_device)
-    batch = padding_batch(layout, StepShape(rows=2, tokens=150, pages=1), slots.dummy_slot)
-    inputs = reference.prepare(torch.from_numpy(batch.packed), layout, slots, SPEC.page_size)
-    limits = MemoryLimits(kv_bytes=4 * SPEC.page_bytes, max_pages=4)
-    cache = device.allocator.reserve(SPEC, limits)
-    plan = device.attention.plan(inputs, StepShape(rows=2, tokens=150, pages=1), batch, cache)
-    assert plan.table_width == 3
-    assert int(inputs.positions_T.max()) // SPEC.page_size < plan.table_width
-    device.allocator.release(cache)

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from drivetrain.errors import EngineDead, PromptTooLong
 from drivetrain_server import serve as server
+from drivetrain_server.cli import conversation, models
 from drivetrain_server.cli import engine as cli_engine
-from drivetrain_server.cli import models
 from drivetrain_server.cli.app import build_app
+from fakes.dialects import QWEN3, frontends_with
 from fakes.engine import FakeEngine, says
 from fakes.server import frontend_factory
 
@@ -73,6 +74,7 @@ def test_file_of_prompts_is_answered_in_order(engine, tmp_path):
             "index": index,
             "prompt": prompt,
             "text": "Hi you",
+            "reasoning": None,
             "finish_reason": "stop",
             "prompt_tokens": len(sent),
             "answer_tokens": 7,
@@ -106,6 +108,31 @@ def test_chat_in_process_keeps_the_conversation(engine):
     assert (result.exit_code, result.stdout) == (0, "Hi you\nHi you\n")
     assert prompts(engine)[1] == "system: brief\nuser: one\nassistant: Hi you\nuser: two\nassistant: "
     assert engine.was_shut_down
+
+
+@pytest.fixture
+def thinker(engine, monkeypatch) -> FakeEngine:
+    """Reasons in its answer, and its template reads reasoning."""
+    engine.script = says("<think>\nHm.\n</think>\n\nHi you")
+    monkeypatch.setattr(cli_engine, "frontend_factory", lambda config: frontends_with(QWEN3))
+    return engine
+
+
+def test_thoughts_are_no_part_of_answers(thinker, tmp_path):
+    assert invoke("run", "Hello").stdout == "Hi you\n"
+    told = json.loads(invoke("run", "Hello", "--json").stdout)
+    assert (told["text"], told["reasoning"], told["finish_reason"]) == ("Hi you", "Hm.", "stop")
+    assert invoke("run", "Hello", "--raw").stdout == "<think>\nHm.\n</think>\n\nHi you\n"
+    assert invoke("chat", typed="one\ntwo\n").stdout == "Hi you\nHi you\n"
+    assert prompts(thinker)[-1] == "user: oneassistant: Hi youuser: twoassistant: "
+
+
+@pytest.mark.parametrize("arguments", [("run", "Hello"), ("chat",)])
+def test_a_terminal_shows_thoughts_dimmed(thinker, monkeypatch, arguments):
+    monkeypatch.setattr(conversation, "is_terminal", lambda: True)
+    thinker.batch = 100
+    shown = CliRunner().invoke(build_app(arguments[0]), list(arguments), input="Hello\n", color=True).stdout
+    assert shown == "\x1b[2mHm.\x1b[0m\x1b[2m\n\n\x1b[0mHi you\n"
 
 
 def test_serve_hands_engine_and_configuration_to_the_server(engine, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from drivetrain.pooling import (
     shaped,
 )
 from drivetrain.sampling import SamplingParams
-from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, tiny_engine
+from drivetrain_plugins.contract.model import EmbeddingSpec
+from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, RandomTensors, tiny_engine, tiny_spec
 from family_oracle import VOCAB, DictSource, model_config, random_model, saved_tensors
 
 SIZES = {
@@ -113,6 +115,21 @@ def test_pooled_states_are_those_of_transformers(family: str) -> None:
         assert engine.info.embedding_size == states[0].shape[1]
         assert_same(embed(engine, prompts), [pooled_states(each, pooling) for each in states])
         engine.close()
+
+
+@pytest.mark.parametrize("size", [0, 32], ids=["plain", "projected"])
+def test_sums_that_float16_cannot_hold_are_kept_in_float32(size: int) -> None:
+    spec = replace(tiny_spec(), embedding=EmbeddingSpec(size=size))
+    weights = RandomTensors(spec, 3)
+    weights.load("final_norm.weight").mul_(4000.0)
+    prompt = [6 + at * 7 % 150 for at in range(250)]
+    engines = [
+        tiny_engine(spec=spec, weights=weights, embedding=fmt("mean"), dtype=dtype, step_tokens=200)
+        for dtype in ("float32", "float16")
+    ]
+    (expected,), (got,) = (embed(engine, [prompt]) for engine in engines)
+    assert np.abs(expected).max() * len(prompt) > 2 * float(torch.finfo(torch.float16).max)
+    assert_same([got], [expected], 2e-2)
 
 
 def test_a_checkpoint_without_its_output_matrix_is_the_same_model() -> None:

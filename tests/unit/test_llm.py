@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from drivetrain import LLM, SamplingParams
+from drivetrain.chat_template import ChatTemplate
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed, TemplateError
 from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.grammar import Grammar
+from drivetrain.grammar.compiler import GrammarCompiler
+from drivetrain.grammar.vocabulary import open_vocabulary
 from drivetrain.messages import Update
-from fakes.text import BEGIN, byte_tokenizer, line_template
+from fakes.dialects import OPENS_THINKING, QWEN3
+from fakes.text import BEGIN, END, byte_tokenizer, line_template
 from fakes.tiny_engine import MAX_MODEL_LEN, tiny_engine
 
 VOCAB = 258
 """Bytes, and the two special tokens of the byte tokenizer."""
 
 Make = Callable[..., LLM]
+HELLO = [{"role": "user", "content": "Hi"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Köln"]}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+SHORT = """
+{#- <tool_call>{"name": <function-name>, "arguments": <args-json-object>}</tool_call> -#}
+{%- for tool in tools or [] %}[{{ tool.function.name }}] {% endfor -%}
+{%- for message in messages %}{{ message.content }}{% endfor -%}
+"""
+"""Calls as Qwen does, in a context of 256 tokens."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 
 
@@ -25,12 +51,16 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes an `LLM` around a small engine with random weights; keywords go to the engine."""
 
-    def made(*, template: bool = True, **changes: object) -> LLM:
+    def made(*, template: bool | str = True, **changes: object) -> LLM:
         engine = tiny_engine(vocab_size=VOCAB, **changes)  # type: ignore[arg-type]
         frontend = Frontend(
             engine,
             byte_tokenizer(),
-            chat_template=line_template() if template else None,
+            chat_template=ChatTemplate({"default": template})
+            if isinstance(template, str)
+            else line_template()
+            if template
+            else None,
             defaults=GenerationDefaults(temperature=0.0),
         )
         monkeypatch.setattr("drivetrain.assembly.assemble", lambda config, on_phase: engine)
@@ -38,6 +68,11 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         return LLM("tiny")
 
     return made
+
+
+def grammars() -> GrammarCompiler:
+    """For the byte tokenizer."""
+    return GrammarCompiler(lambda: open_vocabulary(byte_tokenizer(), VOCAB, [END]))
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -206,6 +241,73 @@ def test_a_chat_is_rendered_and_answered(make: Make) -> None:
         messages, GREEDY, add_generation_prompt=False, template_variables={"enable_thinking": True}, progress=False
     )
     assert bytes(thinking.prompt_ids).decode() == "user: Hi\nthinking=True"
+
+
+def test_an_answer_of_a_chat_tells_reasoning_and_content_apart(make: Make) -> None:
+    llm = make(template=QWEN3, grammars=grammars())
+    said = Grammar(kind="regex", value="<think>Hm, (yes|no)\\.</think>\n\nIt is\\.")
+    params = SamplingParams(temperature=1.0, seed=1, n=2, max_tokens=80, grammar=said)
+    # Behind a prompt that has ended the reasoning, the form is the whole answer.
+    (output,) = llm.chat(HELLO, params, template_variables={"enable_thinking": False}, progress=False)
+    for completion in output.completions:
+        message = completion.message
+        assert message is not None
+        assert message.reasoning in ("Hm, yes.", "Hm, no.") and message.content == "It is."
+        assert completion.text == f"<think>{message.reasoning}</think>\n\nIt is."
+        assert message.num_reasoning_tokens == len(message.reasoning)
+        assert (message.tool_calls, message.finish_reason) == ([], "stop")
+    assert output.message is output.completions[0].message
+    with pytest.raises(RequestError, match="read its text"):
+        _ = llm.generate("Hi", GREEDY, progress=False)[0].message
+    assert_nothing_left(llm)
+
+
+def test_a_demanded_form_stands_behind_the_reasoning_that_the_prompt_began(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = make(template=OPENS_THINKING, grammars=grammars())
+    submit, asked = engine_of(llm).submit, []
+    monkeypatch.setattr(engine_of(llm), "submit", lambda request: [asked.append(request), submit(request)])
+    form = Grammar(kind="json_schema", value='{"const": [1]}')
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=20, grammar=form)
+    message = llm.chat(HELLO, params, progress=False)[0].message
+    assert (message.content, message.num_reasoning_tokens) == ("", 20)
+    (request,) = asked
+    assert request.params.grammar.value == form.value and "</think>" in request.params.grammar.within
+
+
+def test_a_chat_calls_tools_where_it_has_to(make: Make) -> None:
+    llm = make(template=SHORT, grammars=grammars())
+    params = SamplingParams(temperature=1.0, seed=1, max_tokens=200)
+    fixed: Any = {"tools": TOOLS, "progress": False}
+    for choice in ("required", "weather"):
+        (output,) = llm.chat(HELLO, params, tool_choice=choice, **fixed)
+        message = output.message
+        # Random weights may call until the limit.
+        assert message.finish_reason in ("tool_calls", "length") and message.content == ""
+        assert (message.tool_calls[0].name, message.tool_calls[0].arguments) == ("weather", '{"city": "Köln"}')
+        assert bytes(output.prompt_ids) == b"[weather] Hi"
+    (kept,) = llm.chat(HELLO, GREEDY, tool_choice="none", **fixed)
+    assert (bytes(kept.prompt_ids), kept.message.tool_calls) == (b"Hi", [])
+    form = SamplingParams(grammar=Grammar(kind="json_object"))
+    with pytest.raises(RequestError, match="tools demand a form"):
+        llm.chat(HELLO, form, tool_choice="required", **fixed)
+    assert_nothing_left(llm)
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "message"),
+    [
+        ([{"type": "function"}], "auto", r"tools\[0\]: expected"),
+        ([{"type": "function", "function": {"name": "f", "parameters": 5}}], "auto", "expected a JSON schema; got 5"),
+        ([{"type": "function", "function": {"name": "f"}}] * 2, "auto", r"tools\[1\]: expected .* of its own"),
+        ([{"type": "function", "function": {"name": "f"}}], "g", r'function of tools \(f\); got "g"'),
+        ([], "required", r'function of tools \(none\); got "required"'),
+    ],
+)
+def test_tools_that_are_none_are_refused(make: Make, tools: list[Any], choice: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make(template=QWEN3).chat(HELLO, GREEDY, tools=tools, tool_choice=choice, progress=False)
 
 
 def test_a_model_without_template_refuses_chats(make: Make) -> None:

@@ -66,13 +66,19 @@ class ToolCall:
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """A whole choice, gathered from its events. `reasoning` is None where the model did not reason."""
+    """A whole choice, gathered from its events.
+
+    Attributes:
+        reasoning: None where the model did not reason.
+        num_reasoning_tokens: as of `Turn`.
+    """
 
     reasoning: str | None = None
     content: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     finish_reason: TurnFinish | None = None
     stop_reason: int | str | None = None
+    num_reasoning_tokens: int = 0
 
 
 class Finished(Protocol):
@@ -183,7 +189,10 @@ class Turns:
             finish_reason=answer.finish_reason,
             stop_reason=answer.stop_reason,
         )
-        return gathered(self._turn().push(delta))
+        turn = self._turn()
+        message = gathered(turn.push(delta))
+        message.num_reasoning_tokens = turn.num_reasoning_tokens
+        return message
 
     def _turn(self) -> Turn:
         turn = Turn(None if self._make_reader is None else self._make_reader(), self._pieces)

@@ -188,7 +188,10 @@ class Decoder:
         """Sums of states that `forward` returned, as embeddings have them: float32, in the model's embedding size."""
         if self._unembed_project is None:
             return sums_PD
-        return self._ops.linear(sums_PD.to(self._dtype), self._unembed_project).float()
+        # A sum of many states may be more than the activation type holds; its projection is linear.
+        largest_P1 = sums_PD.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        unit_PD = (sums_PD / largest_P1).to(self._dtype)
+        return self._ops.linear(unit_PD, self._unembed_project).float() * largest_P1
 
     def logits(self, x_KD: torch.Tensor) -> torch.Tensor:
         """Logits of rows that `forward` returned, float32 (K, V), the same on every rank."""

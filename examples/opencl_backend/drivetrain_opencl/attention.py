@@ -47,9 +47,7 @@ class OpenclAttention(PagedAttention):
 
     def plan(self, inputs: StepInputs, shape: StepShape, batch: StepBatch | None, cache: KVCache) -> OpenclPlan:
         assert batch is not None, "nothing is captured: `Capabilities.graphs` is False"
-        # By the positions, since steps on padding alone read further than `batch.max_pages` says.
-        columns = int(inputs.positions_T.max()) // cache.spec.page_size + 1
-        tables_RP = inputs.page_table_SP[inputs.row_slot_R, :columns]
+        tables_RP = inputs.page_table_SP[inputs.row_slot_R, : batch.max_pages]
         positions_T, places_T, token_row_T = (
             self._queue.put(x.int()) for x in (inputs.positions_T, inputs.kv_slots_T, inputs.token_row_T)
         )

@@ -12,6 +12,7 @@ from drivetrain_plugins.contract.batch import (
     NULL_PAGE,
     BatchLayout,
     Int32Array,
+    Pooling,
     PromptLogprobs,
     SampleFeatures,
     StepBatch,
@@ -86,6 +87,7 @@ class Packing:
     biases: Sequence[tuple[int, int, float, int]] = ()
     page_copies: Sequence[tuple[int, int]] = ()
     prompt_logprobs: PromptLogprobs | None = None
+    pooling: Pooling | None = None
     masks: TokenMasks | None = None
     groups: Sequence[tuple[Sequence[int], int]] = ()
     padded_groups: int = 0
@@ -142,6 +144,7 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         history=np.array(history, np.int32) if history else None,
         cleared=tuple(row.slot for row in counted),
         prompt_logprobs=packing.prompt_logprobs,
+        pooling=packing.pooling,
         masks=packing.masks,
     )
     _fill_tokens(batch, rows, packing.dummy_slot, decode_only=decode_only)

@@ -20,6 +20,7 @@ from drivetrain_plugins.contract.capabilities import (
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.shapes import ShapePolicy
+from drivetrain_plugins.contract.weight_formats import WEIGHT_FORMATS
 
 _UNCALLABLE = frozenset({"mla"})
 
@@ -124,11 +125,15 @@ def shape_policy_is_consistent(subject: Subject) -> None:
 
 
 @check("quantized")
-def claimed_formats_have_a_reference(subject: Subject) -> None:
-    """Every claimed weight format is judged by the contract's reference; this version has none beyond plain weights."""
+def claimed_formats_are_defined(subject: Subject) -> None:
+    """Every claimed weight format is one that the contract defines: core brings weights in no other."""
     claimed = subject.capabilities.quantizations
     need(bool(claimed), "capabilities.quantizations is empty")
-    require(False, f"capabilities.quantizations: this contract version defines no format named {sorted(claimed)}")
+    unknown = sorted(claimed - set(WEIGHT_FORMATS))
+    require(
+        not unknown,
+        f"capabilities.quantizations: the contract defines no format named {unknown}, only {', '.join(WEIGHT_FORMATS)}",
+    )
 
 
 def _names(field: str, got: tuple[str, ...], known: tuple[str, ...], *, least: int = 0) -> None:

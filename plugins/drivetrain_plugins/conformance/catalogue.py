@@ -14,6 +14,7 @@ from drivetrain_plugins.conformance import (
     op_checks,
     runtime_checks,
     sampling_checks,
+    weight_checks,
 )
 from drivetrain_plugins.conformance.check import LEVELS, Check, Level, checks_of
 
@@ -22,6 +23,7 @@ _MODULES = (
     runtime_checks,
     memory_checks,
     op_checks,
+    weight_checks,
     attention_checks,
     layer_checks,
     sampling_checks,

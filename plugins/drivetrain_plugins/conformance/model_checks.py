@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from drivetrain_plugins.conformance.batches import SlotParameters
 from drivetrain_plugins.conformance.check import check, need, require
+from drivetrain_plugins.conformance.closeness import GATES, require_close
 from drivetrain_plugins.conformance.session import Session
 from drivetrain_plugins.conformance.subject import Subject
-from drivetrain_plugins.contract.batch import PromptLogprobs
+from drivetrain_plugins.contract.batch import Pooling, PromptLogprobs, StepOutput
 
 _LOGPROB_TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}
 
@@ -225,3 +228,34 @@ def prompt_log_probabilities_are_the_model_s(subject: Subject) -> None:
                 abs(mine - truth) <= allowed,
                 f"ticket.wait: prompt_logprobs[{place}] is {mine:.5f}, expected {truth:.5f}",
             )
+
+
+@check()
+def pooled_states_are_the_model_s(subject: Subject) -> None:
+    """Sums of the states after the final norm, of whole prompts and of chunks, beside a row that pools nothing."""
+    with Session(subject) as session:
+        need(session.executor.pools, "executor.pools is False: it serves no embeddings")
+        together = session.policy.max_prefills_per_step != 1
+        first, second = session.begin(11), session.begin(7)
+        spans = [(0, 8), (7, 8), (8, 15)] if together else [(0, 8), (7, 8)]
+        expected = [session.model.states(first.tokens[:8], last=8).sum(0), session.model.states(first.tokens[:8])[0]]
+        if together:
+            expected.append(session.model.states(second.tokens, last=7).sum(0))
+        session.pool(Pooling(spans=np.array(spans, np.int32)))
+        session.chunks([(first, 8), (second, 7)] if together else [(first, 8)])
+        _same_sums(session, session.land(), expected)
+        session.pool(Pooling(spans=np.array([(0, 3)], np.int32)))
+        session.chunks([(first, 3)])
+        _same_sums(session, session.land(), [session.model.states(first.tokens[:11], last=3).sum(0)])
+        session.decode([first])
+        require(session.land().pooled is None, "ticket.wait: got pooled sums of a step that was not asked for any")
+
+
+def _same_sums(session: Session, output: StepOutput, expected: Sequence[torch.Tensor]) -> None:
+    require(output.pooled is not None, "ticket.wait: pooled sums are missing")
+    assert output.pooled is not None
+    shape = (len(expected), session.model.spec.hidden_size)
+    require(output.pooled.shape == shape, f"ticket.wait: pooled has shape {output.pooled.shape}, expected {shape}")
+    for index, (mine_D, truth_D) in enumerate(zip(output.pooled, expected, strict=True)):
+        gate = 10 * GATES[session.limits.dtype]
+        require_close(torch.tensor(mine_D), truth_D, gate, f"ticket.wait: pooled[{index}]")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import torch
 
 from drivetrain_plugins.conformance.check import check, require
@@ -167,6 +168,23 @@ def logits_match(subject: Subject) -> None:
         got = run(subject.parts.ops, lambda host, dtype=dtype: subject.put(host, dtype))
         require(got.dtype == torch.float32, f"ops.logits: got {got.dtype}, expected float32")
         _judge(subject, dtype, run, f"logits (scale {scale}, cap {cap})")
+
+
+@check()
+def pooled_sums_match(subject: Subject) -> None:
+    """Sums of hidden states over spans, in float32 for states of any type: one token, all of them, states so large that
+    16 bits hold no sum of them, and nothing of the tokens between."""
+    tokens = 130
+    spans_P2 = np.array([(0, 1), (1, 18), (40, 120), (tokens - 1, tokens), (0, tokens), (2, 5)], np.int32)
+    for dtype, scale in itertools.product(subject.dtypes, (1.0, 9e3)):
+        x_TD = subject.randn(tokens, 72, scale=scale).abs().to(torch_dtype(dtype))
+        subject.poison(len(spans_P2) * 72, "float32")
+        got_PD = subject.parts.ops.pool(subject.put(x_TD), spans_P2)
+        require(got_PD.dtype == torch.float32, f"ops.pool in {dtype}: got {got_PD.dtype}, expected float32")
+        truth_PD = torch.stack([x_TD[first:last].double().sum(0) for first, last in spans_P2.tolist()])
+        for at, span in enumerate(spans_P2.tolist()):
+            what = f"ops.pool in {dtype}, tokens {span[0]} to {span[1] - 1}, states around {scale:g}"
+            require_close(subject.get(got_PD)[at], truth_PD[at], GATES["float32"], what)
 
 
 @check()

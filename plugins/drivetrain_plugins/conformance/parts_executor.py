@@ -36,6 +36,8 @@ class _Forward:
 class PartsExecutor(Executor):
     """Drives runtime, allocator, attention and ops of one device through a Llama of plain layers."""
 
+    pools = True
+
     def __init__(self, device: Device) -> None:
         self._device = device
 
@@ -100,6 +102,8 @@ class PartsExecutor(Executor):
             logprobs, ranks, top_ids, top_logprobs = device.ops.token_logprobs(logits, targets, asked.top)
             results |= {"prompt_logprobs": logprobs, "prompt_ranks": ranks}
             results |= {"prompt_top_ids": top_ids, "prompt_top_logprobs": top_logprobs}
+        if batch.pooling is not None:
+            results["pooled"] = device.ops.pool(forward.x_TD, batch.pooling.spans)
         inputs = forward.inputs if batch.masks is None else self._masked(forward.inputs, batch.masks)
         sampled = device.ops.sample(forward.logits_KV, inputs, self._slots, batch.features)
         results["token_ids"] = sampled.ids_K

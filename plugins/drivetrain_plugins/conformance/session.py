@@ -21,6 +21,7 @@ from drivetrain_plugins.contract.batch import (
     TOP_K,
     TOP_P,
     Int32Array,
+    Pooling,
     PromptLogprobs,
     SampleFeatures,
     StepOutput,
@@ -100,6 +101,7 @@ class Session:
         self._shared: set[int] = set()
         self._copies: Sequence[tuple[int, int]] = ()
         self._asked: PromptLogprobs | None = None
+        self._pooling: Pooling | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -268,9 +270,10 @@ class Session:
             ],
             page_copies=self._copies,
             prompt_logprobs=self._asked,
+            pooling=self._pooling,
             masks=self._masks(sampled) if features.masks else None,
         )
-        self._copies, self._asked = (), None
+        self._copies, self._asked, self._pooling = (), None, None
         batch = pack(rows, padded_shape(rows, self.policy, self.limits.page_size), packing, step_id=self._step_id)
         self._step_id += 1
         self._flying.append(_Step(self.executor.execute(batch), sampled))
@@ -298,6 +301,10 @@ class Session:
     def ask(self, prompt_logprobs: PromptLogprobs) -> None:
         """Ask the next step for log-probabilities of prompt tokens."""
         self._asked = prompt_logprobs
+
+    def pool(self, pooling: Pooling) -> None:
+        """Ask the next step for sums of hidden states."""
+        self._pooling = pooling
 
     def _row(self, sequence: Running, count: int) -> Row:
         start, end, page = sequence.computed, sequence.computed + count, self.limits.page_size

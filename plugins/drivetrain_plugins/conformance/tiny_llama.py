@@ -87,6 +87,10 @@ class TinyLlama(Weights):
 
     def logits(self, ids: Sequence[int], *, last: int = 1) -> torch.Tensor:
         """Float64 logits (last, V) after each of the last tokens of a sequence."""
+        return self.states(ids, last=last) @ self._weight("lm_head.weight").T
+
+    def states(self, ids: Sequence[int], *, last: int = 1) -> torch.Tensor:
+        """Float64 states after the final norm (last, D) of the last tokens of a sequence."""
         x_LD = self._weight("embed.weight")[torch.tensor(ids)]
         for index, layer in enumerate(self.spec.layers):
             prefix = f"layers.{index}"
@@ -98,8 +102,7 @@ class TinyLlama(Weights):
             gate, up = (y_LD @ self._weight(f"{prefix}.mlp.{name}.weight").T for name in ("gate", "up"))
             x_LD = x_LD + (gate * torch.sigmoid(gate) * up) @ self._weight(f"{prefix}.mlp.down.weight").T
         assert self.spec.final_norm is not None
-        x_LD = self._norm(x_LD[-last:], "final_norm", self.spec.final_norm.eps)
-        return x_LD @ self._weight("lm_head.weight").T
+        return self._norm(x_LD[-last:], "final_norm", self.spec.final_norm.eps)
 
     def _weight(self, name: str) -> torch.Tensor:
         return self._weights[name].double()

@@ -130,7 +130,8 @@ class TokenMasks:
     Attributes:
         rows: (M,) indices in `sample_row`, ascending.
         fill: gives the masks, (M, W) with W = ceil(V / 32): token t is allowed if bit t % 32 of word t // 32 is set.
-            Bits past the vocabulary mean nothing. It may wait for earlier steps, and is called once.
+            Bits past the vocabulary mean nothing. It may wait for earlier steps, and is called once, before `execute`
+            returns. Rows whose masks take too long get one that allows any token, and what is sampled for them is void.
     """
 
     rows: Int32Array
@@ -189,8 +190,8 @@ class StepBatch:
         num_rows, num_tokens, num_decode_rows, num_samples: without padding.
         max_query: most tokens of a row.
         max_kv: most keys that a row reads, this step's included.
-        max_pages: pages that hold them, padded. Steps on padding alone, which run before the first request, may say
-            fewer than their tokens fill: all of these are written to and read from the null page.
+        max_pages: pages that hold them, padded. The first step, on padding alone, says as many as the longest row of
+            any later step may have.
         total_pages: as in `StepShape`.
         page_copies: (C, 2) (source, destination) pages to copy before the step.
         history: (H, 3) (slot, token, 1 if generated else 0): earlier tokens of newly assigned slots with penalties.

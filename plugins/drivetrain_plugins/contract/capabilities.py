@@ -36,7 +36,7 @@ class Capabilities:
         sampling: what a request may ask of the sampler beyond the likeliest token, by the names of `SampleFeatures`.
             Core refuses a request that asks for more, by the name of its field. The reference ops serve
             `EVERY_SAMPLING_FEATURE`.
-        quantizations: names of weight formats that `prepare_linear` takes.
+        quantizations: names of weight formats that `prepare_linear` takes, of those in `contract.weight_formats`.
         graphs: whether `Runtime.capture` replays a step without the host.
         async_execution: whether work runs on while the host goes on. False makes one-step-ahead pointless.
         step_tokens: tokens of a step that keep the device busy without making running answers wait long; the default of

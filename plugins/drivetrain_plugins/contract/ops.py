@@ -29,7 +29,7 @@ class LinearWeight:
     Attributes:
         weight: (out, in) on the device, in the activation type unless quantized.
         bias: (out,) or None.
-        quantization: "none", or the format that `parts` belong to.
+        quantization: "none", or one of `weight_formats.WEIGHT_FORMATS`, which also say how `weight` lies then.
         parts: the format's further tensors, by name.
     """
 

@@ -114,11 +114,12 @@ def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversa
         as_json: print the whole answer as one JSON line at its end instead.
     """
     from drivetrain.errors import RequestError, RequestFailed
+    from drivetrain_server.cli.conversation import show
     from drivetrain_server.cli.entry import error_block
     from drivetrain_server.http_client import HttpError
 
     try:
-        runner.run(conversation.ask(talker, _nothing if as_json else _show))
+        runner.run(conversation.ask(talker, _nothing if as_json else show))
     except KeyboardInterrupt:
         typer.echo("(stopped)", err=True)
     except (RequestError, RequestFailed, HttpError) as error:
@@ -126,16 +127,6 @@ def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversa
         return
     if as_json and conversation.turns and conversation.turns[-1]["role"] == "assistant":
         typer.echo(json.dumps(conversation.turns[-1], ensure_ascii=False))
-
-
-def _show(piece: str) -> None:
-    """Write a piece of an answer; thoughts are dim, and shown on a terminal only."""
-    from drivetrain_server.cli.conversation import Thought
-
-    if not isinstance(piece, Thought):
-        typer.echo(piece, nl=False)
-    elif sys.stdout.isatty():
-        typer.secho(piece, nl=False, dim=True)
 
 
 def _nothing(piece: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import typer
 
 Message = dict[str, str]
 
@@ -31,6 +34,19 @@ class Thought(str):
     """A piece of what a model thinks before it answers; shown, but no part of the conversation."""
 
     __slots__ = ()
+
+
+def show(piece: str) -> None:
+    """Write a piece of an answer; thoughts are dim, and shown on a terminal only."""
+    if not isinstance(piece, Thought):
+        typer.echo(piece, nl=False)
+    elif is_terminal():
+        typer.secho(piece, nl=False, dim=True)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches what is written."""
+    return sys.stdout.isatty()
 
 
 class Talker(Protocol):

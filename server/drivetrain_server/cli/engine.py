@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +12,7 @@ from drivetrain.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from drivetrain.client import EngineClient
+    from drivetrain.conversation import Reply
     from drivetrain.frontend import Frontend
     from drivetrain.process.client import ProcessEngine
 
@@ -64,6 +65,18 @@ def sampling_params(config: Config, frontend: Frontend, given: Mapping[str, obje
     chosen = {name: value for name, value in own.items() if value is not None}
     chosen |= config.server.sampling_defaults
     return SamplingParams(**cast("Mapping[str, float]", chosen | dict(given)))  # pyright: ignore[reportArgumentType]
+
+
+async def reply_in_chat(frontend: Frontend, messages: Sequence[Mapping[str, str]]) -> Reply:
+    """The prompt of a conversation, and how its answer is read.
+
+    Raises:
+        RequestError: the chat template refused it, or there is none.
+    """
+    from drivetrain.conversation import Chat, ToolUse, reply_to, worded
+
+    chat = worded(frontend, Chat(messages=messages), ToolUse())
+    return reply_to(frontend, await frontend.encode_aside(chat, add_special_tokens=False), chat, ToolUse())
 
 
 def new_request_id() -> str:

@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from drivetrain.frontend import Chat, Frontend
+from drivetrain.dialects.turn import ContentDelta, ReasoningDelta
+from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
-from drivetrain_server.cli.engine import new_request_id
+from drivetrain_server.cli.conversation import Thought
+from drivetrain_server.cli.engine import new_request_id, reply_in_chat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,16 +21,22 @@ class LocalTalker:
     params: SamplingParams
 
     async def answer(self, messages: list[dict[str, str]]) -> AsyncGenerator[str, None]:
-        """Stream the answer's text; closing it early aborts the request.
+        """Stream the answer's text, after what the model thought; closing it early aborts the request.
 
         Raises:
             RequestError: the conversation does not fit, or the chat template refused it.
             EngineDead, RequestFailed: as `Frontend.generate`.
         """
-        prompt_ids = await self.frontend.encode_aside(Chat(messages=messages), add_special_tokens=False)
-        request = self.frontend.request(new_request_id(), prompt_ids, self.params)
-        async with aclosing(self.frontend.generate(request)) as batches:
+        reply = await reply_in_chat(self.frontend, messages)
+        turns = reply.turns
+        request = self.frontend.request(new_request_id(), reply.prompt_ids, self.params)
+        async with aclosing(self.frontend.generate(request, shown=turns.shown)) as batches:
             async for batch in batches:
-                for delta in batch:
-                    if delta.text:
-                        yield delta.text
+                for event in (event for delta in batch for event in turns.push(0, delta)):
+                    match event:
+                        case ContentDelta(text=text):
+                            yield text
+                        case ReasoningDelta(text=text):
+                            yield Thought(text)
+                        case _:
+                            pass

@@ -6,19 +6,27 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from drivetrain.frontend import Chat, Frontend
+from drivetrain.dialects.turn import ContentDelta, ReasoningDelta, Turns
+from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
-from drivetrain_server.cli.engine import new_request_id
+from drivetrain_server.cli.conversation import Thought
+from drivetrain_server.cli.engine import new_request_id, reply_in_chat
 from drivetrain_server.cli.prompts import Prompt
 
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """One prompt with its answer. `finish_reason` is "stop" or "length"."""
+    """One prompt with its answer.
+
+    Attributes:
+        reasoning: what the model thought before; None where it tells of nothing.
+        finish_reason: "stop" or "length".
+    """
 
     index: int
     prompt: str
     text: str = ""
+    reasoning: str | None = None
     finish_reason: str = ""
     prompt_tokens: int = 0
     answer_tokens: int = 0
@@ -39,7 +47,7 @@ async def answer_all(
     Args:
         raw: continue the text instead of applying the chat template.
         at_once: requests under way at the same time.
-        on_text, on_done: told of each piece of text, and of each finished answer.
+        on_text, on_done: told of each piece of text, before it is added, and of each finished answer.
 
     Raises:
         RequestError: a prompt does not fit, or the chat template refused it; the others are ended.
@@ -50,15 +58,27 @@ async def answer_all(
     async def one(index: int, prompt: Prompt) -> Answer:
         answer = Answer(index=index, prompt=prompt.text)
         async with slots:
-            chat = prompt.text if raw else Chat(messages=prompt.as_messages())
-            prompt_ids = await frontend.encode_aside(chat, add_special_tokens=raw)
+            if raw:
+                prompt_ids, turns = await frontend.encode_aside(prompt.text, add_special_tokens=True), Turns()
+            else:
+                reply = await reply_in_chat(frontend, prompt.as_messages())
+                prompt_ids, turns = reply.prompt_ids, reply.turns
             answer.prompt_tokens = len(prompt_ids)
-            async for batch in frontend.generate(frontend.request(new_request_id(), prompt_ids, params)):
+            request = frontend.request(new_request_id(), prompt_ids, params)
+            async for batch in frontend.generate(request, shown=turns.shown):
                 for delta in batch:
-                    answer.text += delta.text
                     answer.answer_tokens += len(delta.token_ids)
                     answer.finish_reason = delta.finish_reason or answer.finish_reason
-                    on_text(answer, delta.text)
+                    for event in turns.push(0, delta):
+                        match event:
+                            case ContentDelta(text=text):
+                                on_text(answer, text)
+                                answer.text += text
+                            case ReasoningDelta(text=text):
+                                on_text(answer, Thought(text))
+                                answer.reasoning = (answer.reasoning or "") + text
+                            case _:
+                                pass
         on_done(answer)
         return answer
 

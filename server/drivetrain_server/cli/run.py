@@ -125,5 +125,9 @@ async def _answer(
             return await answer_all(frontend, prompts, params, raw=raw, at_once=at_once, on_done=tick)
 
 
-def _echo(_: Answer, piece: str) -> None:
-    typer.echo(piece, nl=False)
+def _echo(answer: Answer, piece: str) -> None:
+    from drivetrain_server.cli.conversation import Thought, show
+
+    if answer.reasoning and not answer.text and not isinstance(piece, Thought):
+        show(Thought("\n\n"))
+    show(piece)

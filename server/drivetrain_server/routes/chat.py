@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
+from drivetrain.conversation import Reply
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.chat import ChatShape
 from drivetrain_server.body import JsonObject
-from drivetrain_server.conversation import Conversation, prepare
+from drivetrain_server.conversation import prepare
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.routes.generate import GenerateRoute, Plan
 from drivetrain_server.service import Service
@@ -19,7 +22,7 @@ from drivetrain_server.wire.unservable import CHAT, refuse_unservable
 from drivetrain_server.wire.validation import parse, refuse
 
 
-async def converse(service: Service, frontend: Frontend, fields: ChatRequest) -> tuple[Conversation, SamplingParams]:
+async def converse(service: Service, frontend: Frontend, fields: ChatRequest) -> tuple[Reply, SamplingParams]:
     """The prompt of a conversation, how its answers are read, and how their tokens are chosen.
 
     Raises:
@@ -30,14 +33,14 @@ async def converse(service: Service, frontend: Frontend, fields: ChatRequest) ->
         raise refuse("max_tokens", f"it says {limits[1]} and max_completion_tokens {limits[0]}; send one of them")
     asked = {"max_tokens": limits[0] or limits[1], "logprobs": fields.num_logprobs}
     demanded = fields.demanded()
-    conversation = await prepare(frontend, fields, None if demanded is None else demanded[1])
-    params = sampling_params(fields, service.sampling_defaults(frontend), asked | conversation.sampling)
-    if conversation.form is not None:
-        params = replace(params, grammar=conversation.form)
-    return conversation, params
+    reply = await prepare(frontend, fields, None if demanded is None else demanded[1])
+    params = sampling_params(fields, service.sampling_defaults(frontend), asked | {"grammar": reply.calls})
+    if reply.form is not None:
+        params = replace(params, grammar=reply.form)
+    return reply, params
 
 
-async def converse_as(service: Service, frontend: Frontend, body: JsonObject) -> tuple[Conversation, SamplingParams]:
+async def converse_as(service: Service, frontend: Frontend, body: JsonObject) -> tuple[Reply, SamplingParams]:
     """The same for a request of another API, put into the words of this one.
 
     Raises:
@@ -52,24 +55,26 @@ class ChatRoute(GenerateRoute[ChatRequest]):
 
     unservable = CHAT
     id_prefix = "chatcmpl-"
+    names: ClassVar[Mapping[str, str]] = {"prompt": "messages"}
 
     def parse(self, body: JsonObject) -> ChatRequest:
         return parse(ChatRequest, body)
 
     async def plan(self, frontend: Frontend, fields: ChatRequest, envelope: Envelope, exchange: Exchange) -> Plan:
-        conversation, params = await converse(self.service, frontend, fields)
+        reply, params = await converse(self.service, frontend, fields)
         shape = ChatShape(
             envelope,
             self.service.speller(frontend),
-            conversation.turns,
+            reply.turns,
             num_logprobs=fields.num_logprobs,
             token_ids=bool(fields.return_token_ids),
             reasoning=fields.include_reasoning is not False,
         )
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
             params=params,
             shape=shape,
             best=params.n,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
+            names={} if fields.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"},
         )

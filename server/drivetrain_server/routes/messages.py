@@ -35,15 +35,15 @@ class MessagesRoute(GenerateRoute[MessagesRequest]):
         return messages_error_event(error)
 
     async def plan(self, frontend: Frontend, fields: MessagesRequest, envelope: Envelope, exchange: Exchange) -> Plan:
-        conversation, params = await converse_as(self.service, frontend, fields.chat_body())
+        reply, params = await converse_as(self.service, frontend, fields.chat_body())
         # Clients must send a limit here, and send one that fits the largest models: the context is one too.
-        window = fields.max_tokens > frontend.info.max_model_len - len(conversation.prompt_ids)
+        window = fields.max_tokens > frontend.info.max_model_len - len(reply.prompt_ids)
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
             params=replace(params, max_tokens=None) if window else params,
-            shape=MessagesShape(envelope, conversation.turns, window=window),
+            shape=MessagesShape(envelope, reply.turns, window=window),
             best=1,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
         )
 
 
@@ -70,5 +70,5 @@ class CountTokensRoute:
         fields = parse(MessagesFields, body)
         service.check_model(fields.model, frontend.info)
         exchange.extra_headers += ignored_fields(fields.unknown, dict(MESSAGES))
-        conversation, _ = await converse_as(service, frontend, fields.chat_body())
-        await exchange.answer(orjson.dumps({"input_tokens": len(conversation.prompt_ids)}))
+        reply, _ = await converse_as(service, frontend, fields.chat_body())
+        await exchange.answer(orjson.dumps({"input_tokens": len(reply.prompt_ids)}))

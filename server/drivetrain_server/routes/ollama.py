@@ -83,13 +83,13 @@ class OllamaRoute(GenerateRoute[Fields]):
             # In Ollama's own words, by which its clients know it.
             told = f'"{fields.model}" does not support thinking'
             raise HttpError(400, told, param="think", code="unsupported_parameter")
-        conversation, params = await converse_as(self.service, frontend, body)
+        reply, params = await converse_as(self.service, frontend, body)
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
-            params=_within_context(params, len(conversation.prompt_ids), frontend.info),
-            shape=self._shape(frontend, fields, envelope, conversation.turns, exchange.arrived),
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
+            params=_within_context(params, len(reply.prompt_ids), frontend.info),
+            shape=self._shape(frontend, fields, envelope, reply.turns, exchange.arrived),
             best=1,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
         )
 
     def _load_only(self, fields: Fields) -> bytes:

@@ -6,12 +6,12 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
+from drivetrain.conversation import Reply
 from drivetrain.frontend import Frontend
 from drivetrain.sampling import SamplingParams
 from drivetrain_server.answers.answer import Envelope, PromptRun
 from drivetrain_server.answers.responses import ResponsesShape
 from drivetrain_server.body import JsonObject
-from drivetrain_server.conversation import Conversation
 from drivetrain_server.exchange import Exchange
 from drivetrain_server.kept_responses import Kept, KeptResponses
 from drivetrain_server.routes.chat import converse_as
@@ -47,7 +47,7 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             earlier = (await self._kept.get(exchange.tenant, fields.previous_response_id, param=name)).history
         items = [*earlier, *fields.items]
         messages_of(fields.items)  # so that errors count the items of this request
-        conversation, params = await self._fitting(frontend, fields, messages_of(items))
+        reply, params = await self._fitting(frontend, fields, messages_of(items))
 
         async def keep() -> None:
             if fields.store is not False:
@@ -58,23 +58,23 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
         shape = ResponsesShape(
             envelope,
             self.service.speller(frontend),
-            conversation.turns,
+            reply.turns,
             echo=_echo(fields, params),
             num_logprobs=fields.num_logprobs,
         )
         exchange.error_event = shape.failed
         return Plan(
-            prompts=[PromptRun(token_ids=conversation.prompt_ids, turns=conversation.turns)],
+            prompts=[PromptRun(token_ids=reply.prompt_ids, turns=reply.turns)],
             params=params,
             shape=shape,
             best=1,
-            shown=conversation.turns.shown,
+            shown=reply.turns.shown,
             before_end=keep,
         )
 
     async def _fitting(
         self, frontend: Frontend, fields: ResponsesRequest, messages: list[Json]
-    ) -> tuple[Conversation, SamplingParams]:
+    ) -> tuple[Reply, SamplingParams]:
         """The conversation; with `truncation` of "auto" without as many of its oldest messages as do not fit."""
         found = await converse_as(self.service, frontend, fields.chat_body(messages))
         room = frontend.info.max_model_len - (fields.max_output_tokens or 1)
@@ -112,7 +112,10 @@ def _echo(fields: ResponsesRequest, params: SamplingParams) -> Json:
         "service_tier": "default",
         "store": fields.store is not False,
         "temperature": params.temperature,
-        "text": {"format": (None if text is None else text.format) or {"type": "text"}, "verbosity": "medium"},
+        "text": {
+            "format": (None if text is None else text.format) or {"type": "text"},
+            "verbosity": (None if text is None else text.verbosity) or "medium",
+        },
         "tool_choice": fields.tool_choice or "auto",
         "tools": fields.tools or [],
         "top_logprobs": fields.top_logprobs or 0,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Field, JsonValue, WithJsonSchema
 
-from drivetrain.frontend import Chat, Json, Message
+from drivetrain.conversation import Chat, Json, Message
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.tools import MAX_TOOLS, ToolChoice, ToolOffer, ToolUse, deeper_than, tool_use
 from drivetrain_server.wire.validation import WireModel, refuse, shown

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 from pydantic import Field, JsonValue, WithJsonSchema
 
+from drivetrain.conversation import ToolUse
 from drivetrain.dialects.forms import Tool
-from drivetrain.frontend import Json
 from drivetrain_server.wire.validation import WireModel, refuse, shown
 
 MAX_TOOLS = 128
@@ -65,36 +64,6 @@ CHOICE_SCHEMA = {
     ]
 }
 ToolChoice = Annotated[JsonValue, WithJsonSchema(CHOICE_SCHEMA)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolUse:
-    """What a request wants of tools.
-
-    Attributes:
-        tools: those that the model may call, by name; empty if it may call none.
-        required: it must call one.
-        parallel: it may call several.
-    """
-
-    tools: Mapping[str, Tool]
-    required: bool = False
-    parallel: bool = True
-
-    @property
-    def offers(self) -> list[dict[str, Json]]:
-        """The tools as templates take them."""
-        return [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": cast("dict[str, Json]", dict(tool.parameters)),
-                },
-            }
-            for tool in self.tools.values()
-        ]
 
 
 def tool_use(offers: Sequence[ToolOffer] | None, choice: JsonValue, parallel: bool | None) -> ToolUse:
