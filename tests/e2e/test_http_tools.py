@@ -163,6 +163,18 @@ def test_effort_without_a_variable_is_refused() -> None:
     assert answer.json()["error"]["param"] == "reasoning_effort"
 
 
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_thinking_may_be_switched_off_where_there_is_none(name: str) -> None:
+    statuses: dict[str, list[int]] = {}
+    for template in (PLAIN, OPENS_THINKING):
+        with RunningServer(FakeEngine(), frontend=frontends_with(template)) as running:
+            for value in (False, None, True):
+                body = {"model": "tiny", "messages": HELLO, "chat_template_kwargs": {name: value}}
+                answer = httpx.post(f"{running.url}/v1/chat/completions", json=body)
+                statuses.setdefault(template, []).append(answer.status_code)
+    assert statuses == {PLAIN: [200, 200, 400], OPENS_THINKING: [400, 200, 400]}
+
+
 def test_reasoning_that_the_prompt_began_is_told_apart() -> None:
     engine = FakeEngine(says("Two and two.\n</think>\n\nFour."))
     with (
