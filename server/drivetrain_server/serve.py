@@ -21,7 +21,7 @@ from drivetrain.errors import ConfigError
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited
-from drivetrain_server.running import recorded
+from drivetrain_server.running import openable, recorded
 
 logger = logging.getLogger("drivetrain.server")
 
@@ -133,7 +133,7 @@ async def _serve(
     signalled = asyncio.create_task(signals.get())
     starting = asyncio.create_task(app.lifecycle.start())
     try:
-        announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
+        announce(listening_on(address))
         await asyncio.wait({starting, signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
@@ -190,9 +190,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def listening_on(address: str) -> str:
+    """What to say when the server listens and the engine is not ready yet."""
+    return f"Listening on {address}; the engine is starting ({openable(address)}/ready shows how far it is)."
+
+
 def welcome(address: str, engine: EngineClient, *, keyed: bool) -> str:
-    """What to say when the server is ready."""
-    info = engine.info
+    """What to say when the server is ready, with an address that a client on this machine can open."""
+    info, address = engine.info, openable(address)
     model = "" if info is None else info.model
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

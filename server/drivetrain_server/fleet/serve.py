@@ -14,7 +14,7 @@ from drivetrain.config.server import ServerConfig
 from drivetrain.process.client import ProcessEngine
 from drivetrain_server.fleet.supervisor import Fleet
 from drivetrain_server.running import recorded
-from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, welcome
+from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, listening_on, welcome
 
 END_TIMEOUT_S = 10.0
 
@@ -60,7 +60,7 @@ async def _serve(
     starting = asyncio.create_task(_start(engine, fleet))
     signalled = asyncio.create_task(signals.get())
     try:
-        announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
+        announce(listening_on(address))
         await asyncio.wait({running, starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
