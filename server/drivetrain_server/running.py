@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from drivetrain.model_store import models_folder
 
@@ -62,6 +63,11 @@ def running_servers() -> list[RunningServer]:
         else:
             found.append(server)
     return sorted(found, key=lambda server: server.started)
+
+
+def server_on(port: int) -> RunningServer | None:
+    """The server of this user on this machine that listens on `port`, whatever the address."""
+    return next((server for server in running_servers() if urlsplit(server.url).port == port), None)
 
 
 def _read(path: Path) -> RunningServer | None:

@@ -7,10 +7,10 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
+from drivetrain.model_store import served_name
 from drivetrain.process.client import ProcessEngine
 from drivetrain_server.fleet.supervisor import Fleet
 from drivetrain_server.running import recorded
@@ -36,7 +36,7 @@ def serve_fleet(
     with ExitStack() as sockets:
         listeners = [sockets.enter_context(listener) for listener in _listeners(config)]
         fleet = Fleet(engine, engine_socket, engine_config, config, listeners)
-        name = engine_config.served_model_name or Path(engine_config.model).name
+        name = engine_config.served_model_name or served_name(engine_config.model)
         sockets.enter_context(recorded(address_of(listeners[0]), name))
         asyncio.run(_serve(engine, fleet, config, listeners[0], announce))
 
