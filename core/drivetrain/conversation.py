@@ -76,7 +76,7 @@ class Reply:
 
     Attributes:
         calls: the grammar that the tools demand; None leaves the answer free.
-        form: what the demanded form of the answer becomes behind its reasoning; None leaves it as it is.
+        form: the demanded form, with the reasoning that may go before it; None where none was demanded.
     """
 
     prompt_ids: list[int]
@@ -168,12 +168,11 @@ def reply_to(
     calls = _calls(frontend, use, end)
     reads_calls = bool(use.tools) and dialect.tools is not None
     if not reads_calls and not dialect.reads:
-        return Reply(prompt_ids=prompt_ids, turns=Turns(), calls=calls)
+        return Reply(prompt_ids=prompt_ids, turns=Turns(), calls=calls, form=form)
     tools = use.tools if reads_calls else dict[str, Tool]()
     reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, chat)
     if form is not None:
-        form = form_of_content(dialect, form, frontend.special_tokens, reasons=reasons)
-        reasons = reasons and form is not None
+        form = form_of_content(dialect, form, frontend.special_tokens, prompt_end=end, reasons=reasons)
     max_calls = 1 << 20 if use.parallel else 1
 
     def reader() -> Reader:

@@ -311,7 +311,7 @@ class LLM:
         reply = reply_to(frontend, frontend.encode_chat(chat), chat, use, form=form, skip_special_tokens=skip)
         if form is not None and reply.calls is not None:
             raise RequestError("grammar: the tools demand a form of the answer already; leave one out", param="grammar")
-        params = replace(params, grammar=reply.calls or reply.form or form)
+        params = replace(params, grammar=reply.calls or reply.form)
         job = self._job(reply.prompt_ids, params, shown=reply.turns.shown)
         job.turns = reply.turns
         return job

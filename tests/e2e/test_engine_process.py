@@ -84,7 +84,8 @@ async def test_a_client_serves_many_and_cleans_up_after_each(tiny_model: Path) -
     try:
         assert engine.info is not None
         assert (engine.info.backend, engine.info.dtype, engine.failure) == ("cpu", "float32", None)
-        assert {"open device", "read model"} <= {phase.name for phase in engine.phases if phase.finished}
+        order = ["read model", "find device", "open device", "load weights", "warm up"]
+        assert [phase.name for phase in engine.phases if phase.finished] == order
 
         alone = await answer(engine, request("alone", max_tokens=12))
         together = await asyncio.gather(

@@ -253,13 +253,13 @@ def test_a_demanded_form_is_that_of_the_content_behind_reasoning_that_the_prompt
     ):
         message = ask(client, tools=openai.omit, response_format=schema).choices[0].message
         behind = engine.requests[-1].params.grammar
-        engine.script = says("yes")
+        engine.script = says("Hm.</think>yes")
         chosen = ask(client, tools=openai.omit, extra_body={"guided_choice": ["yes", "no"]}).choices[0].message
-        alone = engine.requests[-1].params.grammar
+        choice = engine.requests[-1].params.grammar
     assert (message.reasoning, message.content) == ("Hm.", '{"a": 1}')
-    assert behind.kind == "lark" and "</think>" in behind.value
-    assert (chosen.reasoning, chosen.content) == (None, "yes")
-    assert alone.kind == "choice"
+    assert (chosen.reasoning, chosen.content) == ("Hm.", "yes")
+    assert (behind.kind, choice.kind) == ("json_schema", "choice")
+    assert "</think>" in behind.within and behind.within == choice.within
 
 
 def test_tools_and_another_form_exclude_each_other_where_a_call_is_required(client: openai.OpenAI) -> None:

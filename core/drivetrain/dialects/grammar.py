@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from drivetrain.dialects.choose import Dialect
 from drivetrain.dialects.forms import CallForm, HeaderForm, JsonForm, PythonForm, TaggedForm, Tool
 from drivetrain.dialects.spelling import tag_lines, wrapping
 from drivetrain.grammar import Grammar
-from drivetrain.grammar.source import json_schema, json_schema_of
+from drivetrain.grammar.source import CONTENT, json_schema_of
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 """Arguments are laid out as templates show them to models, so no answer is filled with spaces."""
@@ -94,39 +94,34 @@ class _Writer:
         return "\n".join(f"{name}: {body}" for name, body in ordered.items()) + "\n"
 
 
-def form_of_content(dialect: Dialect, grammar: Grammar, special: Mapping[str, int], *, reasons: bool) -> Grammar | None:
-    """A grammar of the content as one of the whole answer, where something has to go before the content.
+def form_of_content(
+    dialect: Dialect, form: Grammar, special: Mapping[str, int], *, prompt_end: str, reasons: bool
+) -> Grammar:
+    """The form of the content as one of the whole answer: free reasoning may go before it, where the model reasons.
 
     Args:
-        reasons: the prompt has begun reasoning.
-
-    Returns:
-        None where the answer may be of the form from its first token on: it then holds no reasoning.
+        prompt_end: the last text of the prompt, which may have ended the reasoning.
+        reasons: the prompt has begun it.
     """
-    reasoning = dialect.reasoning
-    if reasoning is None or not (reasons or reasoning.channels):
-        return None
-    if grammar.kind == "json_object":
-        body = '%json {"type": "object"}'
-    elif grammar.kind == "json_schema":
-        body = f"%json {json_schema(grammar.value)}"
-    else:
-        return None
     writer = _Writer(special)
-    if reasoning.channels:
+    if dialect.reasoning is None:
+        return form
+    if dialect.reasoning.channels:
         before = f"{_analysis(writer)} {writer.literal(FINAL)}"
     else:
-        before = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    writer.rule("start", f"{before} {body}")
-    return Grammar(kind="lark", value=writer.text())
+        before = _reasoning(writer, dialect, prompt_end, reasons=reasons)
+    if not before:
+        return form
+    writer.rule("start", f"{before} {CONTENT}")
+    return replace(form, within=writer.text())
 
 
-def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str) -> str:
+def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool = False) -> str:
     reasoning = dialect.reasoning
-    if reasoning is None or not reasoning.open or prompt_end.rstrip().endswith(reasoning.close):
+    if reasoning is None or not reasoning.open or (not reasons and prompt_end.rstrip().endswith(reasoning.close)):
         return ""
     body = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    if dialect.reasons_after(prompt_end):
+    if reasons or dialect.reasons_after(prompt_end):
         return body
     return f"({writer.literal(reasoning.open)} {body})?"
 

@@ -32,6 +32,10 @@ _SCHEMAS = ("items", "additionalProperties", "additionalItems")
 _REGEX_SIGNS = re.compile(r"[^0-9A-Za-z_\x80-\U0010FFFF]")
 
 
+CONTENT = "@content"
+"""What `Grammar.within` calls the form."""
+
+
 def source_of(grammar: Grammar) -> str:
     """What llguidance compiles for a request.
 
@@ -39,9 +43,18 @@ def source_of(grammar: Grammar) -> str:
         RequestError: the value is not of its kind.
     """
     try:
-        return _source_of(grammar)
+        source = _source_of(grammar)
     except ValueError as error:
         raise refusal(str(error)) from None
+    return _placed(source, grammar.within) if grammar.within else source
+
+
+def _placed(source: str, within: str) -> str:
+    """A form as a part of another grammar, so that no name of one meets one of the other."""
+    form: dict[str, object] = {"lark_grammar": source}
+    if source.startswith("{"):
+        (form,) = json.loads(source)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": within}, form | {"name": CONTENT.removeprefix("@")}]})
 
 
 def _source_of(grammar: Grammar) -> str:
