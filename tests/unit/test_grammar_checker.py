@@ -6,14 +6,17 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from drivetrain.errors import EngineError, Overloaded, RequestError
-from drivetrain.grammar import Grammar, checker
+from drivetrain.grammar import Grammar, check_process, checker
 from drivetrain.grammar.checker import GrammarChecker
+from drivetrain.grammar.frames import Verdict
 from fakes.tiny_grammars import tiny_tokenizer
 from hostile_grammars import LARKS
 from tiny_tokenizers import write_byte_level_folder
@@ -64,8 +67,61 @@ async def test_one_that_overflows_the_stack_ends_its_fork_alone(checking: Gramma
 async def test_one_that_takes_too_long_is_given_up(checking: GrammarChecker) -> None:
     properties = {f"property_{at}": {"type": "string"} for at in range(7000)}
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    with pytest.raises(RequestError, match="compiling it takes more than 2 s; simplify it"):
+    with pytest.raises(RequestError, match="compiling it takes more than 2 s of processor time; simplify it"):
         await checking.check(Grammar(kind="json_schema", value=json.dumps(schema)))
+
+
+async def test_one_that_a_busy_machine_had_no_time_for_is_not_condemned(
+    checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up at the limit of wall time, it may be sent again, and then passes."""
+    grammar = Grammar(kind="regex", value="a{3}")
+    busy = check_process._verdict_on(signal.SIGALRM, 0.3)
+    assert not busy.lasting
+    asked: list[Grammar] = []
+
+    def ask(wanted: Grammar) -> Verdict:
+        asked.append(wanted)
+        return busy if len(asked) == 1 else Verdict()
+
+    monkeypatch.setattr(checking, "_ask", ask)
+    with pytest.raises(Overloaded, match=r"given up after 20 s, .* gave it 0\.3 s of processor time; 2 s are allowed"):
+        await checking.check(grammar)
+    await checking.check(grammar)
+    await checking.check(grammar)
+    assert asked == [grammar, grammar]
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "lasting", "words"),
+    [
+        (signal.SIGXCPU, True, "takes more than 2 s of processor time; simplify it"),
+        (signal.SIGSEGV, True, "takes more memory, or deeper nesting, than is allowed; simplify it"),
+        (signal.SIGABRT, True, "takes more memory, or deeper nesting, than is allowed; simplify it"),
+        (0, True, "takes more memory, or deeper nesting, than is allowed; simplify it"),
+        (
+            signal.SIGKILL,
+            False,
+            "was ended from outside, perhaps for want of memory; try again later",
+        ),
+    ],
+)
+def test_only_what_the_grammar_itself_did_lasts(signal_number: int, lasting: bool, words: str) -> None:
+    verdict = check_process._verdict_on(signal_number, 1.0)
+    assert (verdict.error, verdict.lasting) == (f"grammar: compiling it {words}", lasting)
+
+
+def test_a_fork_is_ended_at_the_limit_of_wall_time() -> None:
+    script = (
+        "import time\n"
+        "from drivetrain.grammar import Grammar, check_process\n"
+        "check_process.MAX_WALL_S = 1\n"
+        "check_process.CompiledGrammar = lambda source, vocabulary: time.sleep(30)\n"
+        "verdict = check_process.check(Grammar(kind='regex', value='a'), None)\n"
+        "print(verdict.lasting, verdict.error)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=25).stdout
+    assert said.startswith("False grammar: compiling it was given up after 1 s, of which this busy machine gave it 0.")
 
 
 async def test_only_so_many_wait(checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from drivetrain.grammar.grammar import Grammar
 _MAX_WAITING = 64
 _MAX_KEPT = 4096
 _MOST_RETRY_S = 120.0
+_BUSY_RETRY_S = 20.0
 _ANSWER_S = 60.0
 """More than the process takes to start and to give up a grammar."""
 
@@ -49,7 +50,7 @@ class GrammarChecker:
 
         Raises:
             RequestError: it cannot; says why.
-            Overloaded: too many wait to be checked.
+            Overloaded: too many wait to be checked, or the machine is too busy to check this one.
             EngineError: the process cannot be run.
         """
         key = hashlib.sha256(f"{grammar.kind} {grammar.value}".encode("utf-8", "surrogatepass")).digest()
@@ -64,7 +65,9 @@ class GrammarChecker:
                 verdict = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, grammar)
             finally:
                 self._waiting -= 1
-            self._verdicts[key] = verdict
+            if not verdict.lasting:
+                raise Overloaded(verdict.error or "", retry_after_s=_BUSY_RETRY_S)
+            self._verdicts[key] = verdict.error
             if len(self._verdicts) > _MAX_KEPT:
                 self._verdicts.popitem(last=False)
         error = self._verdicts[key]
@@ -77,7 +80,7 @@ class GrammarChecker:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._end()
 
-    def _ask(self, grammar: Grammar) -> str | None:
+    def _ask(self, grammar: Grammar) -> Verdict:
         """The process's verdict. One that has died is started again, once."""
         for _ in range(2):
             if self._closed:
@@ -95,7 +98,7 @@ class GrammarChecker:
                 raise
             if verdict is not None:
                 self._last_s = time.monotonic() - began
-                return verdict.error
+                return verdict
             self._end()
         raise EngineError("the process that checks grammars ends by itself; the log of the server says why")
 
