@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from drivetrain.errors import EngineError, Overloaded, RequestError
+from drivetrain.errors import EngineError, Overloaded, RequestError, ShareUsed
 from drivetrain.grammar import Grammar, check_process, checker
 from drivetrain.grammar.checker import GrammarChecker
 from drivetrain.grammar.frames import Verdict
+from drivetrain.grammar.turns import Turns
 from fakes.tiny_grammars import tiny_tokenizer
 from hostile_grammars import LARKS
 from tiny_tokenizers import write_byte_level_folder
@@ -129,6 +131,71 @@ async def test_only_so_many_wait(checking: GrammarChecker, monkeypatch: pytest.M
     asked = [checking.check(Grammar(kind="regex", value="a" * count)) for count in range(1, 7)]
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(result) for result in results] == [type(None)] * 3 + [Overloaded] * 3
+
+
+async def test_one_owner_fills_its_part_alone_and_delays_others_by_one(
+    checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checker, "_MAX_OF_ONE", 3)
+    order: list[str] = []
+
+    def ask(grammar: Grammar) -> Verdict:
+        time.sleep(0.01)
+        order.append(grammar.value)
+        return Verdict()
+
+    monkeypatch.setattr(checking, "_ask", ask)
+    greedy = [asyncio.create_task(checking.check(Grammar(kind="regex", value=f"g{at}"), "greedy")) for at in range(5)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(checking.check(Grammar(kind="regex", value="o"), "other"))
+    results = await asyncio.gather(*greedy, other, return_exceptions=True)
+    assert [type(result) for result in results] == [*[type(None)] * 3, ShareUsed, ShareUsed, type(None)]
+    assert "3 grammars of this key wait to be checked" in str(results[3])
+    assert order == ["g0", "g1", "o", "g2"]
+    await checking.check(Grammar(kind="regex", value="again"), "greedy")
+
+
+async def test_callers_without_a_key_share_all_places(
+    checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checker, "_MAX_OF_ONE", 1)
+    monkeypatch.setattr(checking, "_ask", lambda grammar: Verdict())
+    await asyncio.gather(*(checking.check(Grammar(kind="regex", value="a" * count)) for count in range(1, 9)))
+
+
+async def test_the_same_grammar_from_many_is_checked_once(
+    checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Grammar] = []
+
+    def ask(grammar: Grammar) -> Verdict:
+        asked.append(grammar)
+        return Verdict()
+
+    monkeypatch.setattr(checking, "_ask", ask)
+    await asyncio.gather(*(checking.check(Grammar(kind="regex", value="a"), f"key {at % 3}") for at in range(12)))
+    assert len(asked) == 1
+
+
+async def test_those_that_leave_pass_their_turn_on() -> None:
+    turns, order = Turns(), list[str]()
+
+    async def take(owner: str, name: str) -> None:
+        async with turns.turn(owner):
+            order.append(name)
+            await asyncio.sleep(0.001)
+
+    tasks = [asyncio.create_task(take(owner, f"{owner}{at}")) for owner in "ab" for at in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()  # is inside
+    tasks[1].cancel()  # waits
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks[3].cancel()  # may have been given the turn just now
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order[0] == "a0" and sorted(set(order) - {"b0"}) == ["a0", "a2", "b1", "b2"]
+    assert (turns.total, turns.count("a"), turns.count("b")) == (0, 0, 0)
+    await asyncio.wait_for(take("c", "c0"), 1)
 
 
 async def test_a_process_that_cannot_start_is_an_error_of_the_server(tmp_path: Path) -> None:
