@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
 from drivetrain_plugins.import_string import import_object
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # what imports torch is imported once the backend's environme
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+
+_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +304,7 @@ def connect(
         raise OutOfMemory(
             f"{plan.num_pages} KV pages of {limits.page_size} tokens hold no request; give it more memory"
         )
+    num_parameters = sum(math.prod(shape) for _, shape in weight_shapes(model.spec))
     scheduler = Scheduler(
         SchedulerLimits(
             max_num_rows=limits.max_num_rows,
@@ -334,6 +338,8 @@ def connect(
         pooling=None if model.embedding is None else model.embedding.pooling,
         embedding_size=0 if model.embedding is None else model.spec.embedding.size or model.spec.hidden_size,
         embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
+        num_parameters=num_parameters,
+        loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
     )
     return Engine(
         executor=executor,

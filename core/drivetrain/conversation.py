@@ -165,13 +165,13 @@ def reply_to(
     """
     dialect = frontend.dialect
     end = prompt_end(frontend.tokenizer, prompt_ids)
-    calls = _calls(frontend, use, end)
+    reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, chat)
+    calls = _calls(frontend, use, end, reasons=reasons)
     reads_calls = bool(use.tools) and dialect.tools is not None
     if not reads_calls and not dialect.reads:
         return Reply(prompt_ids=prompt_ids, turns=Turns(), calls=calls, form=form)
     tools = use.tools if reads_calls else dict[str, Tool]()
-    reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, chat)
-    if form is not None:
+    if form is not None and (reasons or not chat.continue_final_message):
         form = form_of_content(dialect, form, frontend.special_tokens, prompt_end=end, reasons=reasons)
     max_calls = 1 << 20 if use.parallel else 1
 
@@ -186,7 +186,7 @@ def reply_to(
     return Reply(prompt_ids=prompt_ids, turns=Turns(reader, shown, pieces), calls=calls, form=form)
 
 
-def _calls(frontend: Frontend, use: ToolUse, end: str) -> Grammar | None:
+def _calls(frontend: Frontend, use: ToolUse, end: str, *, reasons: bool) -> Grammar | None:
     strict = any(tool.strict for tool in use.tools.values())
     if not use.tools or not (use.required or strict):
         return None
@@ -202,6 +202,7 @@ def _calls(frontend: Frontend, use: ToolUse, end: str) -> Grammar | None:
             required=use.required,
             parallel=use.parallel,
             prompt_end=end,
+            reasons=reasons,
         )
     except RequestError as error:
         raise RequestError(f"tools: {str(error).removeprefix('grammar: ')}", param="tools") from None

@@ -204,7 +204,7 @@ class Frontend:
             raise PromptTooLong(
                 f"the context has {info.max_model_len} tokens; {len(prompt_ids)} of the prompt and {answer} do not fit;"
                 " shorten the prompt or lower max_tokens",
-                param="prompt",
+                param="max_tokens" if len(prompt_ids) < info.max_model_len else "prompt",
             )
         for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
             wrong = next((i for i in ids if i >= info.vocab_size), None)

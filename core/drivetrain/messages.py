@@ -89,6 +89,9 @@ class EngineInfo:
         pooling: which tokens' states make an embedding; None where embeddings are not served.
         embedding_size: numbers of an embedding; 0 where they are not served.
         embedding_dimensions: shorter lengths that embeddings may be cut to; None is any.
+        weight_bytes: bytes of the weights as they are stored.
+        loaded_bytes: bytes of the weights on the devices, of all ranks together.
+        num_parameters: numbers that the weights are made of.
     """
 
     model: str
@@ -107,6 +110,8 @@ class EngineInfo:
     pooling: Literal["last", "mean"] | None = None
     embedding_size: int = 0
     embedding_dimensions: tuple[int, ...] | None = ()
+    loaded_bytes: int = 0
+    num_parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,8 @@ def http_error(error: DrivetrainError) -> HttpError:
     return HttpError(kind.status, message, type=kind.type, param=param, code=kind.code, retry_after_s=retry_after_s)
 
 
+ANTHROPIC_HEADER = "anthropic-version"
+"""By which Anthropic's clients are known where they share a path with others."""
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -143,9 +145,13 @@ def anthropic_error(error: HttpError) -> dict[str, object]:
     }
 
 
-def error_body(path: str, error: HttpError) -> bytes:
-    """The body of an error answer, in the shape of the API that `path` belongs to."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+def error_body(path: str, error: HttpError, *, anthropic: bool = False) -> bytes:
+    """The body of an error answer, in the shape of the API that `path` belongs to.
+
+    Args:
+        anthropic: the request has `ANTHROPIC_HEADER`.
+    """
+    if anthropic or path == "/v1/messages" or path.startswith("/v1/messages/"):
         return orjson.dumps(anthropic_error(error))
     if path.startswith("/api/"):
         return orjson.dumps({"error": error.message})

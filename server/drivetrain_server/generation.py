@@ -21,15 +21,14 @@ from drivetrain_server.telemetry import Telemetry
 MAX_CONCURRENT_ANSWERS = 256
 """Answers of one request that the engine works on at a time; the prompts left of a long list follow as these finish."""
 
+Batch = list[tuple[int, TextDelta]]
+"""What is new: (choice, delta) pairs."""
+
 BeforeEnd = Callable[[], Awaitable[None]]
 
 
 async def nothing_more() -> None:
     """Before the end of an answer that only its client gets."""
-
-
-Batch = list[tuple[int, TextDelta]]
-"""What is new: (choice, delta) pairs."""
 
 
 class Generation:

@@ -30,6 +30,8 @@ _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
     "/detokenize": ("Text of token ids", (Detokenize,)),
 }
+RAW_PATHS = tuple(_BODIES)
+"""Where the routes are that FastAPI does not see."""
 _STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 _ERROR: Schema = {
     "type": "object",

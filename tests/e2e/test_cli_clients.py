@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from drivetrain_server.cli.app import build_app
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
+from fakes.waiting import LIMIT_S
 
 
 def invoke(*arguments: str, typed: str = ""):
@@ -79,7 +80,7 @@ def test_top_fills_a_terminal_and_leaves_it_as_it_was():
         process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
         os.close(terminal)
         shown = b""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while shown.count(b"generated tok/s") < 3 and time.monotonic() < deadline:
             shown += os.read(main, 65536)
         process.send_signal(signal.SIGINT)
@@ -87,7 +88,7 @@ def test_top_fills_a_terminal_and_leaves_it_as_it_was():
             while piece := os.read(main, 65536):
                 shown += piece
         os.close(main)
-    assert process.wait(10) == 130
+    assert process.wait(LIMIT_S) == 130
     assert shown.count(b"generated tok/s") >= 3
     assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1, "the other screen is entered and left"
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is there again"
@@ -102,6 +103,6 @@ def test_top_without_a_terminal_writes_lines_until_it_is_stopped():
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
             lines = [json.loads(process.stdout.readline()) for _ in range(3)]
             process.send_signal(signal.SIGINT)
-            errors = process.communicate(timeout=10)[1]
+            errors = process.communicate(timeout=LIMIT_S)[1]
     assert [line["model"] for line in lines] == ["tiny"] * 3
     assert (process.returncode, errors) == (130, b"")

@@ -13,6 +13,7 @@ from drivetrain.frontend import Frontend
 from drivetrain.grammar import Grammar
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer
+from fakes.waiting import LIMIT_S
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
@@ -91,7 +92,7 @@ def test_one_key_with_too_many_requests_gets_429_and_others_go_on() -> None:
         httpx.Client(base_url=server.url) as client,
     ):
         with client.stream("POST", PATH, json=CHAT | {"stream": True}, headers=FIRST) as answer:
-            assert engine.waiting_at_gate.wait(3)
+            assert engine.waiting_at_gate.wait(LIMIT_S)
             refused = client.post(PATH, json=CHAT, headers=FIRST)
             assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
             assert refused.headers["retry-after"] == "1"

@@ -163,6 +163,18 @@ def test_effort_without_a_variable_is_refused() -> None:
     assert answer.json()["error"]["param"] == "reasoning_effort"
 
 
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_thinking_may_be_switched_off_where_there_is_none(name: str) -> None:
+    statuses: dict[str, list[int]] = {}
+    for template in (PLAIN, OPENS_THINKING):
+        with RunningServer(FakeEngine(), frontend=frontends_with(template)) as running:
+            for value in (False, None, True):
+                body = {"model": "tiny", "messages": HELLO, "chat_template_kwargs": {name: value}}
+                answer = httpx.post(f"{running.url}/v1/chat/completions", json=body)
+                statuses.setdefault(template, []).append(answer.status_code)
+    assert statuses == {PLAIN: [200, 200, 400], OPENS_THINKING: [400, 200, 400]}
+
+
 def test_reasoning_that_the_prompt_began_is_told_apart() -> None:
     engine = FakeEngine(says("Two and two.\n</think>\n\nFour."))
     with (
@@ -260,6 +272,29 @@ def test_a_demanded_form_is_that_of_the_content_behind_reasoning_that_the_prompt
     assert (chosen.reasoning, chosen.content) == ("Hm.", "yes")
     assert (behind.kind, choice.kind) == ("json_schema", "choice")
     assert "</think>" in behind.within and behind.within == choice.within
+
+
+def test_a_message_that_is_gone_on_with_keeps_to_its_own_reasoning() -> None:
+    engine = FakeEngine(says("so.</think>yes"))
+
+    def gone_on(client: openai.OpenAI, said: str, **fields: Any) -> tuple[Any, Any]:
+        messages = [*HELLO, {"role": "assistant", "content": said}]
+        extra = {"add_generation_prompt": False, "continue_final_message": True} | fields.pop("extra", {})
+        answer = client.chat.completions.create(model="tiny", messages=messages, extra_body=extra, **fields)
+        return answer.choices[0].message, engine.requests[-1].params.grammar
+
+    with (
+        RunningServer(engine, frontend=frontends_with(QWEN3)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        choice = {"guided_choice": ["yes", "no"]}
+        message, form = gone_on(client, "<think>Let me see,", extra=choice)
+        assert (message.reasoning, message.content) == ("so.", "yes")
+        assert form.within.startswith("start: reasoning "), "it has to end the reasoning"
+        _, calls = gone_on(client, "<think>Let me see,", tools=[WEATHER], tool_choice="required")
+        assert calls.value.startswith("start: reasoning ")
+        _, alone = gone_on(client, "The answer is ", extra=choice)
+        assert (alone.kind, alone.within) == ("choice", "")
 
 
 def test_tools_and_another_form_exclude_each_other_where_a_call_is_required(client: openai.OpenAI) -> None:

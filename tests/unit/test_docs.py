@@ -35,6 +35,7 @@ from drivetrain_server.wire.unservable import (
     COMMON,
     COMPLETIONS,
     EMBEDDINGS,
+    IGNORED,
     MESSAGES,
     OLLAMA,
     OLLAMA_OPTIONS,
@@ -154,6 +155,11 @@ def test_refused_fields_have_their_reasons() -> None:
         for name, rule in rules.items()
     }
     assert listed == known
+
+
+def test_fields_that_change_nothing_are_listed() -> None:
+    text = (DOCS / "http.md").read_text("utf-8").split("<!-- ignored -->\n", 1)[1]
+    assert tuple(names(text.split("\n- ", 1)[0])) == IGNORED
 
 
 def test_table_of_errors_is_the_map() -> None:

@@ -32,13 +32,15 @@ def call_grammar(
     required: bool,
     parallel: bool,
     prompt_end: str,
+    reasons: bool,
 ) -> Grammar:
     """The grammar of answers that call these tools, after free reasoning where the model reasons.
 
     Args:
         special: special tokens by their text.
         required: there is at least one call and nothing else; otherwise text is free, and calls in it fit.
-        prompt_end: the last text of the prompt, which may have begun or ended the reasoning.
+        prompt_end: the last text of the prompt, which may have ended the reasoning.
+        reasons: the prompt has begun it.
 
     Raises:
         RequestError: a schema is none.
@@ -53,7 +55,7 @@ def call_grammar(
         answer = calls
     else:
         answer = _among_text(writer, form, calls)
-    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end)} {answer}")
+    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end, reasons=reasons)} {answer}")
     return Grammar(kind="lark", value=writer.text())
 
 
@@ -116,12 +118,12 @@ def form_of_content(
     return replace(form, within=writer.text())
 
 
-def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool = False) -> str:
+def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool) -> str:
     reasoning = dialect.reasoning
     if reasoning is None or not reasoning.open or (not reasons and prompt_end.rstrip().endswith(reasoning.close)):
         return ""
     body = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    if reasons or dialect.reasons_after(prompt_end):
+    if reasons:
         return body
     return f"({writer.literal(reasoning.open)} {body})?"
 

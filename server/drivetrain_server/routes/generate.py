@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from drivetrain.errors import RequestError
@@ -37,6 +37,7 @@ class Plan:
         empty: no tokens were asked for.
         shown: special tokens that stay in the text, because the shape reads them.
         before_end: awaited once the answer is complete, before the client is told so.
+        names: names of our fields to those that this request used instead, for errors.
     """
 
     prompts: Sequence[PromptRun]
@@ -46,6 +47,7 @@ class Plan:
     empty: bool = False
     shown: frozenset[int] = frozenset()
     before_end: BeforeEnd = nothing_more
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Asked(Protocol):
@@ -143,7 +145,10 @@ class GenerateRoute(ABC, Generic[Fields]):
             if plan.params.grammar is not None:
                 await self._check(frontend, plan.params.grammar, exchange.tenant, fields)
             exchange.runs = plan.prompts
-            generation = self._generation(exchange, frontend, fields, plan, envelope.id)
+            try:
+                generation = self._generation(exchange, frontend, fields, plan, envelope.id)
+            except RequestError as error:
+                raise renamed(http_error(error), plan.names) from error
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
             else:

@@ -112,7 +112,10 @@ def _echo(fields: ResponsesRequest, params: SamplingParams) -> Json:
         "service_tier": "default",
         "store": fields.store is not False,
         "temperature": params.temperature,
-        "text": {"format": (None if text is None else text.format) or {"type": "text"}, "verbosity": "medium"},
+        "text": {
+            "format": (None if text is None else text.format) or {"type": "text"},
+            "verbosity": (None if text is None else text.verbosity) or "medium",
+        },
         "tool_choice": fields.tool_choice or "auto",
         "tools": fields.tools or [],
         "top_logprobs": fields.top_logprobs or 0,

@@ -36,7 +36,7 @@ class TextOutput(WireModel):
     """The form of the answer."""
 
     format: dict[str, JsonValue] | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ResponsesRequest(WireModel):

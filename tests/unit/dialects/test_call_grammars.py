@@ -156,7 +156,7 @@ def dialect_of(family: str, reasoning: str = "none") -> Dialect:
 def test_a_required_call_is_one_that_fits(family: str) -> None:
     dialect = dialect_of(family)
     assert dialect.tools is not None
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="", reasons=False)
     for seed in range(6):
         text = drawn(grammar, seed, ends=ends_of(dialect))
         _, content, calls = read(dialect, text)
@@ -173,7 +173,7 @@ def test_a_required_call_is_one_that_fits(family: str) -> None:
 def test_one_call_is_one_and_a_named_one_is_that(family: str) -> None:
     dialect = dialect_of(family)
     named = {"book": TOOLS["book"]}
-    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="")
+    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="", reasons=False)
     for seed in range(3):
         _, content, calls = read(dialect, drawn(grammar, seed, ends=ends_of(dialect)))
         assert [name for name, _ in calls] == ["book"] and not content
@@ -188,7 +188,7 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser=reasoning)
     assert dialect.reasoning is not None
     end = dialect.reasoning.open if begun else "assistant: "
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end)
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end, reasons=begun)
     reasoned = 0
     for seed in range(8):
         text = drawn(grammar, seed, *MARKERS, ends=ends_of(dialect))
@@ -201,14 +201,15 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
 
 def test_nothing_is_reasoned_where_the_prompt_has_ended_it() -> None:
     dialect = dialect_of("hermes", "think")
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end="<think>\n\n</think>\n\n")
+    ended = "<think>\n\n</think>\n\n"
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end=ended, reasons=False)
     assert drawn(grammar, 0).startswith("<tool_call>")
 
 
 def test_harmony_calls_in_its_channels() -> None:
     special = special_of(tokenizer_with(*marker_texts(None, None), *HARMONY))
     dialect = choose_dialect((), special, (), tool_parser="harmony", reasoning_parser="harmony")
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="", reasons=False)
     seen: set[bool] = set()
     for seed in range(8):
         reasoning, content, calls = read(dialect, drawn(grammar, seed, *HARMONY, ends=("<|end|>",)))
@@ -226,7 +227,7 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     marks = tuple(text for text in MARKERS if text in ("[TOOL_CALLS]", "[ARGS]"))
     special = special_of(tokenizer_with(*marks))
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser="none")
-    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="", reasons=False)
     compiler = compiler_for(*marks)
     written = {
         "hermes": 'Ok <tool_call>\n{"name": "book", "arguments": {"city": 5',
@@ -253,7 +254,9 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
 
 def test_a_schema_that_cannot_be_kept_is_refused_by_its_keyword() -> None:
     tool = Tool(name="f", parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
-    grammar = call_grammar(dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(
+        dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="", reasons=False
+    )
     with pytest.raises(RequestError, match="uniqueItems"):
         compiler_for().compile(grammar)
 
