@@ -35,7 +35,6 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
-        shown: special tokens that stay in the text, because the shape reads them.
         before_end: awaited once the answer is complete, before the client is told so.
         names: names of our fields to those that this request used instead, for errors.
     """
@@ -45,7 +44,6 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
-    shown: frozenset[int] = frozenset()
     before_end: BeforeEnd = nothing_more
     names: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -224,6 +222,5 @@ class GenerateRoute(ABC, Generic[Fields]):
             arrived=exchange.arrived,
             operation=self.operation,
             empty=plan.empty,
-            shown=plan.shown,
             before_end=plan.before_end,
         )
