@@ -20,7 +20,7 @@ from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import EngineInfo
-from drivetrain.model_store import resolve_model
+from drivetrain.model_store import resolve_model, served_name
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.pooling import EmbeddingFormat, embedding_format
 from drivetrain.scheduler import Scheduler, SchedulerLimits
@@ -124,7 +124,7 @@ def open_model(config: EngineConfig) -> OpenedModel:
         raise UnsupportedModel(f"{path}: {error}") from error
     return OpenedModel(
         path=path,
-        name=config.served_model_name or Path(config.model).name,
+        name=config.served_model_name or served_name(config.model),
         config=model_config,
         spec=spec,
         end_ids=frozenset(load_generation_config(path).eos_token_ids),

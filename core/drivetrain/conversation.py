@@ -47,7 +47,7 @@ class ToolUse:
     Attributes:
         tools: those that the model may call, by name; empty if it may call none.
         required: it must call one.
-        parallel: it may call several.
+        parallel: it may call several. A function that is named is called once.
     """
 
     tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
@@ -113,7 +113,9 @@ def offered(tools: Sequence[Mapping[str, object]], choice: str = "auto") -> Tool
             f'tool_choice: expected "auto", "none", "required" or a function of tools ({names}); got "{choice[:64]}"',
             param="tool_choice",
         )
-    return ToolUse(tools=found if choice == "required" else {choice: found[choice]}, required=True)
+    if choice == "required":
+        return ToolUse(tools=found, required=True)
+    return ToolUse(tools={choice: found[choice]}, required=True, parallel=False)
 
 
 def _tool(name: str, function: Mapping[str, object], place: str) -> Tool:
@@ -176,14 +178,15 @@ def reply_to(
     max_calls = 1 << 20 if use.parallel else 1
 
     def reader() -> Reader:
-        return dialect.reader(tools, reasons=reasons, max_calls=max_calls)
+        return dialect.reader(tools, reasons=reasons, max_calls=max_calls, required=use.required)
 
     shown = dialect.shown if reads_calls else dialect.shown_reasoning
     pieces: Mapping[int, bytes] | None = None
     if dialect.reads:
         tokenizer = frontend.tokenizer
         pieces = tokenizer.pieces_showing(shown) if skip_special_tokens else tokenizer.pieces
-    return Reply(prompt_ids=prompt_ids, turns=Turns(reader, shown, pieces), calls=calls, form=form)
+    turns = Turns(reader, shown, pieces, ends=use.required and use.parallel)
+    return Reply(prompt_ids=prompt_ids, turns=turns, calls=calls, form=form)
 
 
 def _calls(frontend: Frontend, use: ToolUse, end: str, *, reasons: bool) -> Grammar | None:

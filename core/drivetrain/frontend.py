@@ -17,6 +17,7 @@ from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
 from drivetrain.conversation import Chat, Json, Message
 from drivetrain.dialects.choose import Dialect, choose_dialect
+from drivetrain.dialects.turn import Turns
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.checker import GrammarChecker
@@ -276,20 +277,24 @@ class Frontend:
         params: SamplingParams,
         prompt_ids: Sequence[int] = (),
         *,
-        shown: frozenset[int] = frozenset(),
+        turns: Turns | None = None,
     ) -> CompletionText:
-        """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
-        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
+        """The text state of one completion of a prompt, as `turns` needs it; None needs nothing."""
+        shown, watch = (frozenset[int](), None) if turns is None else (turns.shown, turns.watch())
+        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown, watch=watch)
 
-    async def check_grammar(self, grammar: Grammar) -> None:
+    async def check_grammar(self, grammar: Grammar, owner: str = "") -> None:
         """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
+
+        Args:
+            owner: whose it is; the places of those that wait are shared among owners.
 
         Raises:
             RequestError: says why; `param` is `grammar`.
-            Overloaded, EngineError: as `GrammarChecker.check`.
+            ShareUsed, Overloaded, EngineError: as `GrammarChecker.check`.
         """
         if self._grammars is not None:
-            await self._grammars.check(grammar)
+            await self._grammars.check(grammar, owner)
 
     def close(self) -> None:
         """End what was started to check requests."""
@@ -297,21 +302,21 @@ class Frontend:
             self._grammars.close()
 
     async def generate(
-        self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
+        self, request: GenerateRequest, *, turns: Turns | None = None
     ) -> AsyncGenerator[list[TextDelta], None]:
         """Stream the answer of a request as text: one delta a completion for all that is queued.
 
         Ends when every completion has finished. Closing it early aborts the request.
 
         Args:
-            shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+            turns: how the text will be read, if not as it is.
 
         Raises:
             RequestFailed: the engine failed or aborted a completion.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
         engine = self.client
-        answer = AnswerText(self, request, shown=shown)
+        answer = AnswerText(self, request, turns=turns)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
                 if deltas := answer.push(batch):
@@ -336,7 +341,7 @@ class AnswerText:
     """The text of all completions of one request as updates arrive.
 
     Args:
-        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+        turns: how the text will be read, if not as it is.
 
     Attributes:
         completions: by index.
@@ -345,12 +350,12 @@ class AnswerText:
 
     __slots__ = ("_engine", "_request_id", "completions", "num_live")
 
-    def __init__(self, frontend: Frontend, request: GenerateRequest, *, shown: frozenset[int] = frozenset()) -> None:
+    def __init__(self, frontend: Frontend, request: GenerateRequest, *, turns: Turns | None = None) -> None:
         self._engine = frontend.client
         self._request_id = request.request_id
         params = request.params
         self.completions = [
-            frontend.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)
+            frontend.completion_text(index, params, request.prompt_ids, turns=turns) for index in range(params.n)
         ]
         self.num_live = params.n
 

@@ -9,11 +9,13 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from typer.testing import CliRunner
 
 from drivetrain_server.cli.app import build_app
+from drivetrain_server.running import recorded
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 from fakes.waiting import LIMIT_S
@@ -54,7 +56,33 @@ def test_chat_streams_from_the_server_with_a_key(monkeypatch):
         refused = invoke("chat", "tiny", "--url", server.url, "--api-key", "wrong", typed="hello\n")
     assert (result.exit_code, result.stdout) == (0, "Grüße!\n")
     assert engine.requests[0].params.max_tokens == 50
-    assert "the server answered 401" in refused.stderr
+    assert "the server answered 401" in str(refused.exception)
+
+
+def test_chat_joins_the_server_that_runs_here_unless_a_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with RunningServer(FakeEngine(says("joined"))) as server, recorded(server.url, "tiny"):
+        joined = invoke("chat", typed="hello\n")
+        named = invoke("chat", "no-such-model", typed="hello\n")
+        (tmp_path / "drivetrain.toml").write_text('model = "another"\n')
+        configured = invoke("chat", typed="hello\n")
+    assert (joined.exit_code, joined.stdout) == (0, "joined\n")
+    assert f"tiny at {server.url}" in joined.stderr
+    assert "no model 'no-such-model'" in str(named.exception)
+    assert "no model 'another'" in str(configured.exception), "another model is served"
+
+
+def test_chat_waits_for_a_server_that_starts(monkeypatch, tmp_path):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    engine = FakeEngine(says("joined"))
+    engine.start_gate = threading.Event()
+    with RunningServer(engine, wait=False) as server, recorded(server.url, "tiny"):
+        threading.Timer(1.0, engine.start_gate.set).start()
+        result = invoke("chat", typed="hello\n")
+    assert (result.exit_code, result.stdout) == (0, "joined\n")
+    assert f"waiting for {server.url}, which is starting" in result.stderr
 
 
 def test_chat_prints_answers_as_json():

@@ -210,6 +210,40 @@ def test_malformed_calls_are_content(server: RunningServer, client: openai.OpenA
         assert "".join(chunk.choices[0].delta.content or "" for chunk in ask(client, stream=True)) == said
 
 
+def test_what_the_limit_left_of_a_call_is_no_content(server: RunningServer, client: openai.OpenAI) -> None:
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    for said, content, num_calls in (
+        (f'Ok. {call}\n<tool_call>\n{{"name": "n', "Ok.", 1),
+        ("Ok. <tool_call>\n{", "Ok.", 0),
+    ):
+        server.engine.script = says(said)
+        choice = ask(client, max_tokens=len(said)).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("length", content)
+        assert len(choice.message.tool_calls or []) == num_calls
+        chunks = [chunk.choices[0] for chunk in ask(client, max_tokens=len(said), stream=True)]
+        assert "".join(chunk.delta.content or "" for chunk in chunks) == content
+        assert chunks[-1].finish_reason == "length"
+
+
+def test_required_calls_end_where_one_is_made_once_more(server: RunningServer, client: openai.OpenAI) -> None:
+    once = '<tool_call>\n{"name": "now", "arguments": {"zone": %d}}\n</tool_call>\n'
+    server.engine.script = says("".join(once % zone for zone in (1, 10, 1, 2)) * 100)
+    answer = ask(client, tool_choice="required")
+    assert [call.function.arguments for call in answer.choices[0].message.tool_calls] == ['{"zone": 1}', '{"zone": 10}']
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("tool_calls", None)
+    assert answer.usage.completion_tokens == len("".join(once % zone for zone in (1, 10, 1))) - len("\n</tool_call>\n")
+    chunks = [chunk.choices[0] for chunk in ask(client, tool_choice="required", stream=True)]
+    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert "".join(piece.function.arguments or "" for piece in pieces) == '{"zone": 1}{"zone": 10}'
+    assert chunks[-1].finish_reason == "tool_calls"
+    assert not any(chunk.delta.content for chunk in chunks)
+    assert len(server.engine.aborted) == 2 and not server.engine.finished
+    assert (
+        len(ask(client, tool_choice={"type": "function", "function": {"name": "now"}}).choices[0].message.tool_calls)
+        == 1
+    )
+
+
 def test_arguments_cut_by_the_limit_are_told_as_far_as_they_came(server: RunningServer, client: openai.OpenAI) -> None:
     server.engine.script = says('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par')
     choice = ask(client, max_tokens=62).choices[0]

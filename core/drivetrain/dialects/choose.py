@@ -32,12 +32,21 @@ class Reader(Protocol):
 
     thoughts: Thoughts
 
+    @property
+    def repeated(self) -> bool:
+        """Whether a required call was made once more, word for word, so that nothing behind it counts."""
+        ...
+
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""
         ...
 
-    def finish(self) -> list[Spoken]:
-        """The remaining events, when no more text comes."""
+    def finish(self, *, cut: bool = False) -> list[Spoken]:
+        """The remaining events, when no more text comes.
+
+        Args:
+            cut: the answer came to its limit, so the beginning of a call is not taken for content.
+        """
         ...
 
 
@@ -71,6 +80,7 @@ class Dialect:
         *,
         reasons: bool,
         max_calls: int = 1 << 20,
+        required: bool = False,
         make_id: Callable[[], str] | None = None,
     ) -> Reader:
         """A reader for one answer.
@@ -78,9 +88,10 @@ class Dialect:
         Args:
             tools: what the request offers, by name; without any, calls are content.
             reasons: the prompt ended within reasoning.
+            max_calls, required: as of `Transcript`.
         """
         nine = self.tools is not None and self.tools.ids == "nine"
-        out = Transcript(tools, make_id or (nine_letters if nine else call_id), max_calls)
+        out = Transcript(tools, make_id or (nine_letters if nine else call_id), max_calls, required=required)
         channels = self.reasoning is not None and self.reasoning.channels
         if channels or (tools and self.tools is not None and self.tools.channels):
             return HarmonyReader(out, calls=bool(tools))

@@ -22,6 +22,8 @@ _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 _ANY_TEXT = "/(.|\\n)*/"
 _BLANKS = "/[ \\n]{0,4}/"
 FINAL = "<|channel|>final<|message|>"
+MAX_REQUIRED_CALLS = 32
+"""More than an answer needs; models that find no end are held to it."""
 
 
 def call_grammar(
@@ -38,7 +40,8 @@ def call_grammar(
 
     Args:
         special: special tokens by their text.
-        required: there is at least one call and nothing else; otherwise text is free, and calls in it fit.
+        required: there is at least one call and nothing else, and an end to them; otherwise text is free, and calls
+            in it fit.
         prompt_end: the last text of the prompt, which may have ended the reasoning.
         reasons: the prompt has begun it.
 
@@ -50,7 +53,8 @@ def call_grammar(
     if dialect.tools.channels:
         return _harmony(writer, tools, required=required)
     form = dialect.tools.forms[0]
-    calls = _calls(writer, form, tools, parallel=parallel)
+    more = "*" if not required else f"{{0,{MAX_REQUIRED_CALLS - 1}}}"
+    calls = _calls(writer, form, tools, more=more if parallel else "")
     if required:
         answer = calls
     else:
@@ -141,14 +145,15 @@ def _among_text(writer: _Writer, form: CallForm, calls: str) -> str:
     return f"({before} {calls.removeprefix(begun)})* {rest}"
 
 
-def _calls(writer: _Writer, form: CallForm, tools: Mapping[str, Tool], *, parallel: bool) -> str:
+def _calls(writer: _Writer, form: CallForm, tools: Mapping[str, Tool], *, more: str) -> str:
+    """A call, and as many others behind it as `more` says; none where that is empty."""
     around, each = wrapping(form)
     names = [writer.rule(f"call_{at}", _call(writer, form, tool, at)) for at, tool in enumerate(tools.values())]
     body = f"{writer.rule('call', ' | '.join(names))} {writer.literal(each.end)}"
     begin = " ".join(filter(None, map(writer.literal, (each.opening, each.inner))))
     opening = " ".join(filter(None, map(writer.literal, (around.opening, around.inner))))
-    more = f"({writer.literal(around.between)} {begin} {body})*" if parallel else ""
-    return " ".join(filter(None, (opening, begin, body, more, writer.literal(around.end))))
+    others = f"({writer.literal(around.between)} {begin} {body}){more}" if more else ""
+    return " ".join(filter(None, (opening, begin, body, others, writer.literal(around.end))))
 
 
 def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:

@@ -75,6 +75,5 @@ class ChatRoute(GenerateRoute[ChatRequest]):
             params=params,
             shape=shape,
             best=params.n,
-            shown=reply.turns.shown,
             names={} if fields.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"},
         )

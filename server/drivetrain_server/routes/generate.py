@@ -18,6 +18,7 @@ from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import BeforeEnd, Generation, nothing_more
+from drivetrain_server.keys import Tenant
 from drivetrain_server.service import Service, fingerprint, ignored_fields
 from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
@@ -34,7 +35,6 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
-        shown: special tokens that stay in the text, because the shape reads them.
         before_end: awaited once the answer is complete, before the client is told so.
         names: names of our fields to those that this request used instead, for errors.
     """
@@ -44,7 +44,6 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
-    shown: frozenset[int] = frozenset()
     before_end: BeforeEnd = nothing_more
     names: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -142,7 +141,7 @@ class GenerateRoute(ABC, Generic[Fields]):
         async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope, exchange)
             if plan.params.grammar is not None:
-                await self._check(frontend, plan.params.grammar, fields)
+                await self._check(frontend, plan.params.grammar, exchange.tenant, fields)
             exchange.runs = plan.prompts
             try:
                 generation = self._generation(exchange, frontend, fields, plan, envelope.id)
@@ -180,9 +179,9 @@ class GenerateRoute(ABC, Generic[Fields]):
         demanded = fields.demanded()
         return "tools" if demanded is None else demanded[0]
 
-    async def _check(self, frontend: Frontend, grammar: Grammar, fields: Fields) -> None:
+    async def _check(self, frontend: Frontend, grammar: Grammar, tenant: Tenant, fields: Fields) -> None:
         try:
-            await frontend.check_grammar(grammar)
+            await frontend.check_grammar(grammar, tenant.name)
         except RequestError as error:
             raise about(self.grammar_field(fields), error) from None
 
@@ -223,6 +222,5 @@ class GenerateRoute(ABC, Generic[Fields]):
             arrived=exchange.arrived,
             operation=self.operation,
             empty=plan.empty,
-            shown=plan.shown,
             before_end=plan.before_end,
         )

@@ -68,7 +68,6 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             params=params,
             shape=shape,
             best=1,
-            shown=reply.turns.shown,
             before_end=keep,
         )
 
