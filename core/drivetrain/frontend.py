@@ -283,15 +283,18 @@ class Frontend:
         shown, watch = (frozenset[int](), None) if turns is None else (turns.shown, turns.watch())
         return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown, watch=watch)
 
-    async def check_grammar(self, grammar: Grammar) -> None:
+    async def check_grammar(self, grammar: Grammar, owner: str = "") -> None:
         """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
+
+        Args:
+            owner: whose it is; the places of those that wait are shared among owners.
 
         Raises:
             RequestError: says why; `param` is `grammar`.
-            Overloaded, EngineError: as `GrammarChecker.check`.
+            ShareUsed, Overloaded, EngineError: as `GrammarChecker.check`.
         """
         if self._grammars is not None:
-            await self._grammars.check(grammar)
+            await self._grammars.check(grammar, owner)
 
     def close(self) -> None:
         """End what was started to check requests."""

@@ -102,6 +102,7 @@ KINDS: dict[type[DrivetrainError], ErrorKind] = {
     core.UnknownModel: _bad("model_not_found", 404),
     core.TemplateError: _bad("chat_template"),
     core.Overloaded: ErrorKind(status=503, type="overloaded_error", code="overloaded"),
+    core.ShareUsed: ErrorKind(status=429, type="rate_limit_error", code="too_many_requests"),
     core.EngineError: _down("engine_error", 5),
     core.EngineDead: _down("engine_dead", 10),
     core.Draining: _down("draining", 10),

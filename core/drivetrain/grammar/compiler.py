@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_KEPT = 64
 _QUICK_S = 0.05
-"""A grammar that compiled in less may be compiled again in the middle of a step."""
+"""A grammar that compiled in less may be compiled again while an answer to it waits."""
 _SHOWN_CHARS = 300
 _PROBED_STEPS = 8
 _MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
@@ -45,20 +45,20 @@ class CompiledGrammar:
     """A grammar that has passed: it compiled, and an answer can begin.
 
     Attributes:
-        compile_s: what compiling and the first mask took.
+        compile_s: processor time of compiling and of the first masks.
         num_words: 32 bits each, as many as a mask has.
         first_mask_W: what an answer may begin with.
         pace: what masks of its answers cost.
     """
 
     def __init__(self, source: str, vocabulary: LLTokenizer) -> None:
-        started = time.perf_counter()
+        started_s = time.thread_time()
         self._source = source
         self._vocabulary = vocabulary
         self._prototype = self._compile()
         self.num_words = -(-vocabulary.vocab_size // 32)
         self.first_mask_W = _check(self._prototype, self.num_words)
-        self.compile_s = time.perf_counter() - started
+        self.compile_s = time.thread_time() - started_s
         self.pace = Pace()
 
     def matcher(self) -> GrammarMatcher:

@@ -18,6 +18,7 @@ from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import BeforeEnd, Generation, nothing_more
+from drivetrain_server.keys import Tenant
 from drivetrain_server.service import Service, fingerprint, ignored_fields
 from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
@@ -140,7 +141,7 @@ class GenerateRoute(ABC, Generic[Fields]):
         async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope, exchange)
             if plan.params.grammar is not None:
-                await self._check(frontend, plan.params.grammar, fields)
+                await self._check(frontend, plan.params.grammar, exchange.tenant, fields)
             exchange.runs = plan.prompts
             try:
                 generation = self._generation(exchange, frontend, fields, plan, envelope.id)
@@ -178,9 +179,9 @@ class GenerateRoute(ABC, Generic[Fields]):
         demanded = fields.demanded()
         return "tools" if demanded is None else demanded[0]
 
-    async def _check(self, frontend: Frontend, grammar: Grammar, fields: Fields) -> None:
+    async def _check(self, frontend: Frontend, grammar: Grammar, tenant: Tenant, fields: Fields) -> None:
         try:
-            await frontend.check_grammar(grammar)
+            await frontend.check_grammar(grammar, tenant.name)
         except RequestError as error:
             raise about(self.grammar_field(fields), error) from None
 

@@ -22,19 +22,26 @@ class ToolFunction(WireModel):
     """A function, its arguments described by a JSON schema."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    """1 to 64 of `A-Z a-z 0-9 _ . -`."""
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION)] | None = None
+    """What it does, for the model."""
     parameters: dict[str, JsonValue] | None = None
+    """JSON schema of its arguments, an object. Default: no arguments."""
     strict: bool | None = None
+    """Calls fit the schema even where `tool_choice` is auto. Default: false."""
 
 
 class ToolOffer(WireModel):
     """A tool that the model may call."""
 
     type: Literal["function"]
+    """There is one type."""
     function: ToolFunction
+    """The function."""
 
 
 _NAMED_SCHEMA = {
+    "title": "NamedTool",
     "type": "object",
     "properties": {
         "type": {"const": "function"},
@@ -47,6 +54,7 @@ CHOICE_SCHEMA = {
         {"enum": ["none", "auto", "required", None]},
         _NAMED_SCHEMA,
         {
+            "title": "AllowedTools",
             "type": "object",
             "properties": {
                 "type": {"const": "allowed_tools"},

@@ -19,7 +19,15 @@ ROOT_NAME = re.compile(r"[^.\[]+")
 class WireModel(BaseModel):
     """A JSON object as it comes in: no type is coerced, unknown fields are kept aside and reported."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True, protected_namespaces=())
+    # The docstring of a field is its description in the OpenAPI document, on the reference page and in docs/http.md.
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        frozen=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @property
     def unknown(self) -> list[str]:
