@@ -15,6 +15,7 @@ import msgspec
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
+from drivetrain.config.schema import suggestion
 from drivetrain.config_files import load_generation_config, load_model_config
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
@@ -192,7 +193,23 @@ def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:
     try:
         return msgspec.to_builtins(msgspec.convert(table, schema))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"backend_options.{spec.name}: {error}") from error
+        raise ConfigError(_refused_options(spec.name, table, schema, str(error))) from error
+
+
+def _refused_options(backend: str, table: dict[str, Any], schema: Any, said: str) -> str:
+    """What is wrong with a table, by the option's name; `said` is msgspec's own message."""
+    if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
+        known = [option.encode_name for option in msgspec.structs.fields(schema)]
+        for name in table:
+            if name not in known:
+                near = suggestion(name, known) or f"; known are {', '.join(known)}"
+                return f'backend_options.{backend}: unknown option "{name}"{near}'
+    reason, _, place = said.partition(" - at `$.")
+    option = place.rstrip("`")
+    if option not in table:
+        return f"backend_options.{backend}: {said}"
+    expected = reason[:1].lower() + reason[1:]
+    return f"backend_options.{backend}.{option}: got {table[option]!r}; {expected}"
 
 
 def _model_runner(device: Device) -> Executor:

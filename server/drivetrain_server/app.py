@@ -159,7 +159,10 @@ class Application:
             await _fail(exchange, internal_error(exchange.request_id))
 
     def _log(self, exchange: Exchange, route: str, status: int, elapsed_s: float) -> None:
-        logger.info(
+        # Probes and scrapes come every few seconds for as long as the server lives.
+        probed = exchange.path in (*OPEN_PATHS, "/metrics") and status < 400
+        logger.log(
+            logging.DEBUG if probed else logging.INFO,
             "request %s: %s %s: %d in %.3f s",
             exchange.request_id,
             exchange.method,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from drivetrain.config.schema import suggestion
 from drivetrain.dialects.events import Spoken
 from drivetrain.dialects.forms import ReasoningFamily, Tool, ToolFamily
 from drivetrain.dialects.harmony import HARMONY_MARKERS, HarmonyReader
@@ -170,7 +171,8 @@ def _named(setting: str, name: str, families: Mapping[str, object]) -> str | Non
     if name in ("auto", "none"):
         return None
     if name not in families:
-        raise ConfigError(f'{setting}: got "{name}", expected auto, none, {", ".join(families)}')
+        near = suggestion(name, families)
+        raise ConfigError(f'{setting}: got "{name}", expected auto, none, {", ".join(families)}{near}')
     return name
 
 

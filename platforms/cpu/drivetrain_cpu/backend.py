@@ -43,7 +43,7 @@ class CpuDevice(Device):
         dtypes = preferred_dtypes(sets)
         self.torch_device = torch.device("cpu")
         self.capabilities = Capabilities(
-            device_name=f"{processor_name()} ({threads} threads)",
+            device_name=f"{processor_name()} ({threads} thread{'' if threads == 1 else 's'})",
             dtypes=dtypes,
             kv_dtypes=dtypes,
             page_sizes=(16, 32, 64, 128),

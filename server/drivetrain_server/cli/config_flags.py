@@ -22,7 +22,7 @@ METAVARS = {
     "size": "SIZE",
     "memory": "SIZE|SHARE",
     "list": "A,B,...",
-    "table": "JSON",
+    "table": "TABLE|JSON",
 }
 
 

@@ -36,7 +36,10 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     table = Table("model", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for model in models:
         table.add_row(escape(model.name), format_size(model.num_bytes), escape(str(model.path)))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
 
 
 def rm(
