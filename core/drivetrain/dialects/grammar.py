@@ -174,9 +174,6 @@ def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:
 
 def _arguments(tool: Tool) -> str:
     schema = {"type": "object", **(tool.parameters or {"properties": {}})}
-    if "properties" in schema:
-        # What is not described is not made up, unless the schema says so.
-        schema.setdefault("additionalProperties", False)
     return _json(schema)
 
 

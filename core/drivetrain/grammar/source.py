@@ -8,6 +8,7 @@ from typing import cast
 
 from drivetrain.errors import RequestError
 from drivetrain.grammar.grammar import Grammar
+from drivetrain.grammar.listed_keys import with_listed_keys
 from drivetrain.grammar.structural_tag import structural_tag_lark
 
 MAX_CHOICES = 4096
@@ -85,7 +86,7 @@ def json_schema(text: str) -> str:
 
 
 def json_schema_of(schema: object) -> str:
-    """The same for a schema that was parsed.
+    """The same for a schema that was parsed. Its objects have just the keys that it lists, where it does not say else.
 
     Raises:
         RequestError: it is no schema.
@@ -96,7 +97,10 @@ def json_schema_of(schema: object) -> str:
         raise refusal("a JSON schema is an object")
     if "x-guidance" in schema:
         raise refusal('the schema keyword "x-guidance" is not supported; remove it')
-    return json.dumps(_without_harmless(cast("dict[str, object]", schema)))
+    try:
+        return json.dumps(_without_harmless(with_listed_keys(cast("dict[str, object]", schema))))
+    except RecursionError:
+        raise refusal("the schema is nested too deeply; flatten it") from None
 
 
 def parsed(text: str) -> object:
