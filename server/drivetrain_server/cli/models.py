@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from drivetrain.config import Config
 
 
+WIDE = 4096
+
+
 def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
     """List the models on this machine."""
     from drivetrain.model_store import QUICK_START_MODEL, list_local_models, models_folder
@@ -38,7 +41,7 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
         table.add_row(escape(model.name), format_size(model.num_bytes), escape(str(model.path)))
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = WIDE  # programs read it, and a path that is cut is of no use to them
     console.print(table)
 
 
