@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from drivetrain.conversation import Chat, Json, Message
 from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.dialects.turn import Turns
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.checker import GrammarChecker
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
@@ -39,22 +39,6 @@ class Informed(Protocol):
     def info(self) -> EngineInfo | None:
         """None until it is ready."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationDefaults:
-    """Sampling values of the model's `generation_config.json`, for requests that do not set them; None is not set."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-
-    def params(self) -> SamplingParams:
-        """Sampling parameters with these values."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 class Frontend:
@@ -84,7 +68,7 @@ class Frontend:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self.defaults = defaults or GenerationDefaults()
+        self._recommended = defaults or GenerationDefaults()
         self._grammars = grammars
         self._parsers = (tool_parser, reasoning_parser)
 
@@ -99,6 +83,15 @@ class Frontend:
         if info is None:
             raise EngineError("the engine is not ready; wait for its start to end")
         return info
+
+    @cached_property
+    def defaults(self) -> GenerationDefaults:
+        """What the model's authors recommend, as far as the engine serves it.
+
+        Raises:
+            EngineError: it is not ready.
+        """
+        return self._recommended.within(self.info)
 
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:

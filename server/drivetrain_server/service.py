@@ -9,11 +9,10 @@ import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import cast
 
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import UnknownModel
-from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.frontend import Frontend
 from drivetrain.messages import EngineInfo, EngineStats
 from drivetrain.version import __version__
 from drivetrain_server.answers.logprobs import TokenSpeller
@@ -92,8 +91,7 @@ class Service:
 
     def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
         """Values for sampling parameters that requests leave out: the operator's, else the model's."""
-        own = {name: cast("object", getattr(frontend.defaults, name)) for name in GenerationDefaults.__slots__}
-        return {name: value for name, value in own.items() if value is not None} | dict(self.config.sampling_defaults)
+        return frontend.defaults.given() | dict(self.config.sampling_defaults)
 
     @asynccontextmanager
     async def serving(self, exchange: Exchange, *, streams: bool = False) -> AsyncGenerator[None, None]:

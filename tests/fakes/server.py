@@ -12,7 +12,8 @@ from typing import Any, Self, TypeVar
 from drivetrain.client import EngineClient
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import DrivetrainError
-from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.frontend import Frontend
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain_server.app import create_app
 from drivetrain_server.serve import bind, uvicorn_server
 from fakes.engine import FakeEngine

@@ -11,7 +11,8 @@ from drivetrain import LLM, SamplingParams
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed, TemplateError
-from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.frontend import Frontend
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.grammar.vocabulary import open_vocabulary
