@@ -94,9 +94,9 @@ def test_markdown_of_a_model_is_shown_and_never_run(browser: Browser) -> None:
     with RunningServer(FakeEngine(says(MARKDOWN))) as server, page_at(browser, server.url) as page:
         body = finished(say(page, "Hi")).locator(".body")
         shown = {
-            name: body.locator(name).first.inner_text() for name in ("h1", "strong", "em", "p > code", "blockquote")
+            name: body.locator(name).first.inner_text() for name in ("h2", "strong", "em", "p > code", "blockquote")
         }
-        assert shown == {"h1": "Title", "strong": "bold", "em": "slanted", "p > code": "code", "blockquote": "quoted"}
+        assert shown == {"h2": "Title", "strong": "bold", "em": "slanted", "p > code": "code", "blockquote": "quoted"}
         assert body.locator("a").evaluate_all("links => links.map(link => link.href)") == ["https://example.com/a"]
         assert body.locator("ul > li").count() == 2 and body.locator("ul ol > li").inner_text() == "inner"
         assert body.locator("td").all_inner_texts() == ["1", "2"]
@@ -159,7 +159,7 @@ def test_an_error_is_shown_in_words(browser: Browser) -> None:
     engine.fail_at = 3
     with RunningServer(engine) as server, page_at(browser, server.url) as page:
         answer = finished(say(page, "Hi"))
-        assert "page 7 was lost" in answer.get_by_role("alert").inner_text()
+        assert "page 7 was lost" in answer.locator(".error").inner_text()
         assert page.locator("#send").is_visible()
 
 
@@ -253,7 +253,7 @@ def test_a_server_that_goes_away_is_told(browser: Browser) -> None:
         finished(say(page, "Hi"))
         server.call(_die(engine))
         answer = finished(say(page, "Still there?"))
-        assert "the GPU fell off" in answer.get_by_role("alert").inner_text()
+        assert "the GPU fell off" in answer.locator(".error").inner_text()
         page.reload()
         page.get_by_text("The engine has failed").wait_for(timeout=LIMIT_MS)
 
