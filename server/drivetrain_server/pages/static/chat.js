@@ -2,7 +2,7 @@
 
 import { ask, element, events, swapButtons } from "./api.js";
 import { Connection } from "./connection.js";
-import { asked, begun, exportJson, exportMarkdown, keep, messages, restored } from "./conversation.js";
+import { CUT, asked, begun, exportJson, exportMarkdown, keep, messages, restored } from "./conversation.js";
 import { askForKey } from "./key.js";
 import { Meter, Timing } from "./meter.js";
 import { Settings } from "./settings.js";
@@ -25,6 +25,7 @@ const views = []; // A TurnView of each turn.
 let running = null; // The AbortController of the answer under way.
 let asTokens = false;
 let wanted = false; // Whether something was to be sent while there was no model.
+let leaving = false; // A page that is left breaks its stream, which is no fault of the server.
 let served = null; // The model of the last look.
 
 themeButton($("theme"));
@@ -143,6 +144,7 @@ async function answer() {
 
 function failed(turn, error) {
   if (error.name === "AbortError") turn.finish = "stopped";
+  else if (leaving && error.unreachable) turn.finish = CUT;
   else turn.error = error.message;
   if (error.unreachable || [401, 404, 503].includes(error.status)) connection.look();
 }
@@ -270,6 +272,8 @@ $("tokens-view").addEventListener("click", () => {
   drawNotes();
   follow();
 });
+addEventListener("beforeunload", () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
 addEventListener("pagehide", () => keep(turns));
 document.addEventListener("visibilitychange", () => document.hidden && keep(turns));
 for (const text of SUGGESTIONS) {

@@ -4,6 +4,8 @@ import { element } from "./api.js";
 import { inTab } from "./kept.js";
 
 const KEPT = "drivetrain.conversation";
+/** How an answer ended that was still coming when its page was left. */
+export const CUT = "cut by a reload of the page";
 const ROLES = ["user", "assistant"];
 
 /** A turn of the user. */
@@ -33,7 +35,7 @@ export function restored() {
   return kept.map((turn) => {
     if (turn.role === "user") return asked(turn.content);
     const whole = { ...begun({ ttft_ms: null, itl_ms: null, tokens_per_s: null, tokens: 0 }), ...turn };
-    return whole.finish || whole.error ? whole : { ...whole, finish: "cut by a reload of the page" };
+    return whole.finish || whole.error ? whole : { ...whole, finish: CUT };
   });
 }
 
