@@ -4,6 +4,9 @@ VENV ?= .venv
 MODEL ?= smollm2-135m-instruct
 # Which device to serve on. "auto" never passes over an NVIDIA GPU: it serves on it or says why it cannot.
 BACKEND ?= auto
+# Where to listen; empty is what the configuration says. Not taken from the environment, where other tools set HOST.
+HOST =
+PORT =
 # Further flags for pip, e.g. an index that offers a CPU-only build of torch.
 PIP_FLAGS ?=
 JOBS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
@@ -23,7 +26,7 @@ FRAMEWORKS = $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 .PHONY: help serve test test-all check check-clients check-deploy pictures docs bench clean
 
 help: ## Show what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(RUN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,8 +50,8 @@ $(VENV)/.ready-dev: $(INPUTS) | $(RUN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.ready
 
-serve: $(READY) ## Set up, fetch the quick-start model, serve it on 127.0.0.1:8000
-	$(RUN)/drivetrain serve --model $(MODEL) $(addprefix --backend ,$(filter-out auto,$(BACKEND)))
+serve: $(READY) ## Set up, fetch the quick-start model, serve it on 127.0.0.1:8000 (MODEL, BACKEND, HOST, PORT)
+	$(RUN)/drivetrain serve --model $(MODEL) $(addprefix --backend ,$(filter-out auto,$(BACKEND))) $(addprefix --host ,$(HOST)) $(addprefix --port ,$(PORT))
 
 test: $(VENV)/.ready-dev ## Set up and run the tests
 	$(RUN)/python -m pytest $(SPREAD) -m "not slow"

@@ -23,6 +23,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+LIMIT_MS = 60_000
 DESKTOP, PHONE = (1280, 800), (390, 844)
 
 
@@ -53,6 +54,7 @@ def page_at(
     """
     width, height = size
     profile = browser.new_context(viewport={"width": width, "height": height}, **context)
+    profile.set_default_timeout(LIMIT_MS)
     page = profile.new_page()
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)

@@ -25,6 +25,7 @@ def run_ranks(kind: str, scenario: str, timeout_s: float, ranks: tuple[int, ...]
     processes = [
         subprocess.Popen(
             [sys.executable, str(RANK), kind, scenario, str(rank), port, str(timeout_s)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -33,6 +34,13 @@ def run_ranks(kind: str, scenario: str, timeout_s: float, ranks: tuple[int, ...]
         for rank in ranks
     ]
     try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -14,19 +15,20 @@ import msgspec
 
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
+from drivetrain.config.schema import suggestion
 from drivetrain.config_files import load_generation_config, load_model_config
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.messages import EngineInfo
-from drivetrain.model_store import resolve_model
+from drivetrain.model_store import resolve_model, served_name
 from drivetrain.phases import OnPhase, PhaseClock
 from drivetrain.pooling import EmbeddingFormat, embedding_format
 from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
 from drivetrain_plugins.import_string import import_object
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # what imports torch is imported once the backend's environme
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+
+_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ def open_model(config: EngineConfig) -> OpenedModel:
         raise UnsupportedModel(f"{path}: {error}") from error
     return OpenedModel(
         path=path,
-        name=config.served_model_name or Path(config.model).name,
+        name=config.served_model_name or served_name(config.model),
         config=model_config,
         spec=spec,
         end_ids=frozenset(load_generation_config(path).eos_token_ids),
@@ -189,7 +193,23 @@ def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:
     try:
         return msgspec.to_builtins(msgspec.convert(table, schema))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"backend_options.{spec.name}: {error}") from error
+        raise ConfigError(_refused_options(spec.name, table, schema, str(error))) from error
+
+
+def _refused_options(backend: str, table: dict[str, Any], schema: Any, said: str) -> str:
+    """What is wrong with a table, by the option's name; `said` is msgspec's own message."""
+    if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
+        known = [option.encode_name for option in msgspec.structs.fields(schema)]
+        for name in table:
+            if name not in known:
+                near = suggestion(name, known) or f"; known are {', '.join(known)}"
+                return f'backend_options.{backend}: unknown option "{name}"{near}'
+    reason, _, place = said.partition(" - at `$.")
+    option = place.rstrip("`")
+    if option not in table:
+        return f"backend_options.{backend}: {said}"
+    expected = reason[:1].lower() + reason[1:]
+    return f"backend_options.{backend}.{option}: got {table[option]!r}; {expected}"
 
 
 def _model_runner(device: Device) -> Executor:
@@ -301,6 +321,7 @@ def connect(
         raise OutOfMemory(
             f"{plan.num_pages} KV pages of {limits.page_size} tokens hold no request; give it more memory"
         )
+    num_parameters = sum(math.prod(shape) for _, shape in weight_shapes(model.spec))
     scheduler = Scheduler(
         SchedulerLimits(
             max_num_rows=limits.max_num_rows,
@@ -334,6 +355,9 @@ def connect(
         pooling=None if model.embedding is None else model.embedding.pooling,
         embedding_size=0 if model.embedding is None else model.spec.embedding.size or model.spec.hidden_size,
         embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
+        num_parameters=num_parameters,
+        loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
+        sampling=capabilities.sampling,
     )
     return Engine(
         executor=executor,

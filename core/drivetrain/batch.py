@@ -47,6 +47,7 @@ class BatchBuilder:
         self._prefixes = SharedPrefixes(policy, page_size) if shares else None
         self._paddings: dict[tuple[BatchLayout, bool], Int32Array] = {}
         # Of the step before, if it had decode rows only.
+        self._before: Schedule | None = None
         self._requests: list[Request] = []
         self._slots: Int32Array = np.empty(0, np.int32)
         self._starts: Int32Array = np.empty(0, np.int32)
@@ -113,7 +114,9 @@ class BatchBuilder:
     def _follow(self, schedule: Schedule, requests: list[Request]) -> bool:
         """Whether the step computes the next token of the same requests as the step before; renews what is kept."""
         rows = schedule.rows
-        if schedule.num_decode_rows == len(rows) and requests == self._requests:
+        before, self._before = self._before, schedule
+        again = before is not None and bool(before.dropped)  # a row may compute its last position once more
+        if schedule.num_decode_rows == len(rows) and requests == self._requests and not again:
             self._starts += 1
             self._max_kv += 1
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +14,9 @@ from drivetrain.tokenizer.pieces import num_chars
 
 if TYPE_CHECKING:
     from drivetrain.tokenizer import Tokenizer
+
+Watch = Callable[[str], bool]
+"""Told the text of an answer as it comes; true where the answer ends with it."""
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +72,7 @@ class CompletionText:
         params: decides on stop strings, end tokens in the text, and log-probabilities.
         prompt_ids: what the completion goes on from; a character cut in two by the border is put together.
         shown: special tokens that stay in the text whatever `params.skip_special_tokens` says.
+        watch: ends the completion as a stop string does; all of its text is kept.
     """
 
     __slots__ = (
@@ -78,6 +82,7 @@ class CompletionText:
         "_pieces",
         "_prompt_ids",
         "_tokenizer",
+        "_watch",
         "finish_reason",
         "index",
         "num_tokens",
@@ -92,6 +97,7 @@ class CompletionText:
         prompt_ids: Sequence[int] = (),
         *,
         shown: frozenset[int] = frozenset(),
+        watch: Watch | None = None,
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -99,6 +105,7 @@ class CompletionText:
         self.stop_reason: int | str | None = None
         self._params = params
         self._tokenizer = tokenizer
+        self._watch = watch
         self._pieces = tokenizer.pieces_showing(shown) if params.skip_special_tokens else tokenizer.pieces
         self._num_chars = 0
         self._prompt_ids: Sequence[int] | None = None
@@ -113,6 +120,7 @@ class CompletionText:
         pushed at all."""
         return (
             self.finish_reason is None
+            and self._watch is None
             and self._prompt_ids is None
             and self._params.logprobs is None
             and self._detokenizer is not None
@@ -122,8 +130,8 @@ class CompletionText:
     def push(self, update: Update) -> TextDelta:
         """Take the next update in; tokens after a stop string are dropped.
 
-        When the returned delta has a finish_reason and the update had none, a stop string was found: the caller tells
-        the engine to end this completion. Updates after the end are a mistake of the caller.
+        When the returned delta has a finish_reason and the update had none, a stop string was found or the watch ended
+        it: the caller tells the engine to end this completion. Updates after the end are a mistake of the caller.
         """
         assert self.finish_reason is None, "an update after the end of its completion"
         params, token_ids, logprobs = self._params, update.token_ids, update.logprobs
@@ -138,6 +146,8 @@ class CompletionText:
             finish_reason, stop_reason = "stop", stopped
         elif finish_reason is not None and self._detokenizer is not None:
             text += self._detokenizer.finish()
+        elif finish_reason is None and self._watch is not None and self._watch(text):
+            finish_reason = "stop"
         self.num_tokens += len(token_ids)
         self.finish_reason, self.stop_reason = finish_reason, stop_reason
         return TextDelta(

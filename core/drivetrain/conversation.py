@@ -47,7 +47,7 @@ class ToolUse:
     Attributes:
         tools: those that the model may call, by name; empty if it may call none.
         required: it must call one.
-        parallel: it may call several.
+        parallel: it may call several. A function that is named is called once.
     """
 
     tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
@@ -76,7 +76,7 @@ class Reply:
 
     Attributes:
         calls: the grammar that the tools demand; None leaves the answer free.
-        form: what the demanded form of the answer becomes behind its reasoning; None leaves it as it is.
+        form: the demanded form, with the reasoning that may go before it; None where none was demanded.
     """
 
     prompt_ids: list[int]
@@ -113,7 +113,9 @@ def offered(tools: Sequence[Mapping[str, object]], choice: str = "auto") -> Tool
             f'tool_choice: expected "auto", "none", "required" or a function of tools ({names}); got "{choice[:64]}"',
             param="tool_choice",
         )
-    return ToolUse(tools=found if choice == "required" else {choice: found[choice]}, required=True)
+    if choice == "required":
+        return ToolUse(tools=found, required=True)
+    return ToolUse(tools={choice: found[choice]}, required=True, parallel=False)
 
 
 def _tool(name: str, function: Mapping[str, object], place: str) -> Tool:
@@ -165,29 +167,29 @@ def reply_to(
     """
     dialect = frontend.dialect
     end = prompt_end(frontend.tokenizer, prompt_ids)
-    calls = _calls(frontend, use, end)
+    reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, chat)
+    calls = _calls(frontend, use, end, reasons=reasons)
     reads_calls = bool(use.tools) and dialect.tools is not None
     if not reads_calls and not dialect.reads:
-        return Reply(prompt_ids=prompt_ids, turns=Turns(), calls=calls)
+        return Reply(prompt_ids=prompt_ids, turns=Turns(), calls=calls, form=form)
     tools = use.tools if reads_calls else dict[str, Tool]()
-    reasons = dialect.reasons_after(end) or _goes_on_reasoning(dialect, chat)
-    if form is not None:
-        form = form_of_content(dialect, form, frontend.special_tokens, reasons=reasons)
-        reasons = reasons and form is not None
+    if form is not None and (reasons or not chat.continue_final_message):
+        form = form_of_content(dialect, form, frontend.special_tokens, prompt_end=end, reasons=reasons)
     max_calls = 1 << 20 if use.parallel else 1
 
     def reader() -> Reader:
-        return dialect.reader(tools, reasons=reasons, max_calls=max_calls)
+        return dialect.reader(tools, reasons=reasons, max_calls=max_calls, required=use.required)
 
     shown = dialect.shown if reads_calls else dialect.shown_reasoning
     pieces: Mapping[int, bytes] | None = None
     if dialect.reads:
         tokenizer = frontend.tokenizer
         pieces = tokenizer.pieces_showing(shown) if skip_special_tokens else tokenizer.pieces
-    return Reply(prompt_ids=prompt_ids, turns=Turns(reader, shown, pieces), calls=calls, form=form)
+    turns = Turns(reader, shown, pieces, ends=use.required and use.parallel)
+    return Reply(prompt_ids=prompt_ids, turns=turns, calls=calls, form=form)
 
 
-def _calls(frontend: Frontend, use: ToolUse, end: str) -> Grammar | None:
+def _calls(frontend: Frontend, use: ToolUse, end: str, *, reasons: bool) -> Grammar | None:
     strict = any(tool.strict for tool in use.tools.values())
     if not use.tools or not (use.required or strict):
         return None
@@ -203,6 +205,7 @@ def _calls(frontend: Frontend, use: ToolUse, end: str) -> Grammar | None:
             required=use.required,
             parallel=use.parallel,
             prompt_end=end,
+            reasons=reasons,
         )
     except RequestError as error:
         raise RequestError(f"tools: {str(error).removeprefix('grammar: ')}", param="tools") from None

@@ -7,7 +7,7 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from drivetrain_plugins.contract.executor import Executor
 
 _SLEEPING_PAGES = 2
+_HELD_WAIT_S = 0.005
+"""How long `step` waits where all requests wait for their masks."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _InFlight:
     schedule: Schedule
     ticket: Ticket
     launched_s: float
+    masked: bool
     _output: StepOutput | None = None
 
     def wait(self) -> StepOutput:
@@ -61,6 +64,14 @@ class _InFlight:
         if self._output is None:
             self._output = self.ticket.wait()
         return self._output
+
+    def tokens(self, output: StepOutput) -> Iterator[tuple[Request, int]]:
+        """What it sampled, but for what is void."""
+        dropped = self.schedule.dropped
+        sampled = (row.request for row in self.schedule.rows if row.samples)
+        for request, token in zip(sampled, output.token_ids.tolist(), strict=True):
+            if request not in dropped:
+                yield request, token
 
 
 class Engine:
@@ -186,11 +197,15 @@ class Engine:
             DeviceLost: the device is gone; the engine cannot go on.
         """
         self._end_overdue()
+        if self._scheduler.held:
+            self._release_ready()
         started = time.perf_counter()
         schedule = self._scheduler.schedule()
         if schedule is not None:
             self._start(schedule, started)
         updates, self._pending = self._pending, []
+        if schedule is None and not self._in_flight and not updates and self._scheduler.held:
+            self._masks.wait(_HELD_WAIT_S)
         if self._in_flight and (schedule is None or len(self._in_flight) > self._depth):
             self._land(self._in_flight.popleft(), updates)
         return updates
@@ -260,6 +275,7 @@ class Engine:
         """Wait for steps under way and free the device."""
         while self._in_flight:
             self._in_flight.popleft().ticket.wait()
+        self._masks.close()
         self._executor.close()
 
     def _compiled(self, params: SamplingParams) -> CompiledGrammar | None:
@@ -273,7 +289,12 @@ class Engine:
         batch = self._builder.build(schedule)
         if batch.features.masks:
             sampled = [row for row in schedule.rows if row.samples]
-            batch.masks = self._masks.masks_of(sampled, self._newest_tokens)
+            batch.masks = self._masks.masks_of(
+                sampled, self._newest_tokens, lambda request: self._scheduler.sit_out(schedule, request)
+            )
+            for row in sampled:
+                if row.request.matcher is not None and row.request.matcher.pace.waits:
+                    self._scheduler.hold(row.request)
         launched = time.perf_counter()
         self._counts.schedule_s += launched - started
         self._counts.steps += 1
@@ -284,7 +305,7 @@ class Engine:
             # that a later step of the same requests would write into pages of others.
             self._fail(schedule, error, self._pending)
             return
-        self._in_flight.append(_InFlight(schedule, ticket, launched))
+        self._in_flight.append(_InFlight(schedule, ticket, launched, batch.features.masks))
 
     def _land(self, step: _InFlight, updates: list[Update]) -> None:
         try:
@@ -307,6 +328,8 @@ class Engine:
         if output.logprobs is not None:
             sampled = (row.request for row in schedule.rows if row.samples)
             places = {request: place for place, request in enumerate(sampled)}
+        if step.masked:
+            self._masks.land((request, token) for request, token in step.tokens(output) if request.matcher is not None)
         for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
             request, reason, token_ids = landed.request, landed.finish_reason, landed.new_token_ids
             owner = owners.get(request)
@@ -349,20 +372,39 @@ class Engine:
                 )
             )
             if reason is not None:
-                counts.failed += reason is FinishReason.ERROR
-                counts.finished += reason is not FinishReason.ERROR
-                self._end(request)
+                self._conclude(request, reason)
+
+    def _release_ready(self) -> None:
+        """Let those go on whose masks are made by now, or end them where their grammar has."""
+        for request in list(self._scheduler.held):
+            if request.in_flight or not self._masks.is_ready(request):
+                continue
+            reason = self._scheduler.release(request)
+            if reason is None:
+                continue
+            request_id, index = self._owners[request]
+            failed = reason is FinishReason.ERROR
+            self._pending.append(
+                Update(
+                    request_id=request_id,
+                    index=index,
+                    finish_reason=reason.value,
+                    num_cached_tokens=request.num_cached_tokens,
+                    queued_s=request.queued_s,
+                    error=request.matcher.failure if failed and request.matcher is not None else None,
+                )
+            )
+            self._conclude(request, reason)
 
     def _newest_tokens(self) -> dict[Request, int]:
         """What the steps in flight sampled, once they have. One that ran out of memory brings nothing: it will fail."""
         newest: dict[Request, int] = {}
         for step in self._in_flight:
             try:
-                token_ids = step.wait().token_ids.tolist()
+                output = step.wait()
             except OutOfMemory:
                 continue
-            sampled = (row.request for row in step.schedule.rows if row.samples)
-            newest.update(zip(sampled, token_ids, strict=True))
+            newest.update(step.tokens(output))
         return newest
 
     def _fail(self, schedule: Schedule, error: DrivetrainError, updates: list[Update]) -> None:
@@ -375,6 +417,12 @@ class Engine:
                 updates.append(Update(request_id=request_id, index=index, finish_reason="error", error=str(error)))
                 self._counts.failed += 1
                 self._end(failed)
+
+    def _conclude(self, request: Request, reason: FinishReason) -> None:
+        failed = reason is FinishReason.ERROR
+        self._counts.failed += failed
+        self._counts.finished += not failed
+        self._end(request)
 
     def _end(self, request: Request) -> None:
         request_id, index = self._owners.pop(request)

@@ -13,6 +13,7 @@ DrivetrainError                   (drivetrain_plugins.errors)
 │   ├── UnknownModel
 │   └── TemplateError             the chat template refused these messages, or there is none
 ├── Overloaded                    a bounded queue is full; carries retry_after_s
+│   └── ShareUsed                 this caller's part of it is; others are still taken
 └── EngineError
     ├── EngineDead                the engine process ended; carries the reason
     ├── Draining                  the server is shutting down and takes no new work
@@ -56,6 +57,7 @@ __all__ = [
     "PromptTooLong",
     "RequestError",
     "RequestFailed",
+    "ShareUsed",
     "TemplateError",
     "TokenizerError",
     "UnknownModel",
@@ -115,6 +117,10 @@ class Overloaded(DrivetrainError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ShareUsed(Overloaded):
+    """One caller takes up as much of a bounded queue as one may."""
 
 
 class EngineError(DrivetrainError):

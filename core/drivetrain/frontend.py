@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +16,9 @@ from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
 from drivetrain.conversation import Chat, Json, Message
 from drivetrain.dialects.choose import Dialect, choose_dialect
+from drivetrain.dialects.turn import Turns
 from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.checker import GrammarChecker
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
@@ -38,22 +39,6 @@ class Informed(Protocol):
     def info(self) -> EngineInfo | None:
         """None until it is ready."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationDefaults:
-    """Sampling values of the model's `generation_config.json`, for requests that do not set them; None is not set."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-
-    def params(self) -> SamplingParams:
-        """Sampling parameters with these values."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 class Frontend:
@@ -83,7 +68,7 @@ class Frontend:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self.defaults = defaults or GenerationDefaults()
+        self._recommended = defaults or GenerationDefaults()
         self._grammars = grammars
         self._parsers = (tool_parser, reasoning_parser)
 
@@ -98,6 +83,15 @@ class Frontend:
         if info is None:
             raise EngineError("the engine is not ready; wait for its start to end")
         return info
+
+    @cached_property
+    def defaults(self) -> GenerationDefaults:
+        """What the model's authors recommend, as far as the engine serves it.
+
+        Raises:
+            EngineError: it is not ready.
+        """
+        return self._recommended.within(self.info)
 
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:
@@ -204,7 +198,7 @@ class Frontend:
             raise PromptTooLong(
                 f"the context has {info.max_model_len} tokens; {len(prompt_ids)} of the prompt and {answer} do not fit;"
                 " shorten the prompt or lower max_tokens",
-                param="prompt",
+                param="max_tokens" if len(prompt_ids) < info.max_model_len else "prompt",
             )
         for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
             wrong = next((i for i in ids if i >= info.vocab_size), None)
@@ -276,20 +270,24 @@ class Frontend:
         params: SamplingParams,
         prompt_ids: Sequence[int] = (),
         *,
-        shown: frozenset[int] = frozenset(),
+        turns: Turns | None = None,
     ) -> CompletionText:
-        """The text state of one completion of a prompt; special tokens of `shown` stay in its text."""
-        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown)
+        """The text state of one completion of a prompt, as `turns` needs it; None needs nothing."""
+        shown, watch = (frozenset[int](), None) if turns is None else (turns.shown, turns.watch())
+        return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown, watch=watch)
 
-    async def check_grammar(self, grammar: Grammar) -> None:
+    async def check_grammar(self, grammar: Grammar, owner: str = "") -> None:
         """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
+
+        Args:
+            owner: whose it is; the places of those that wait are shared among owners.
 
         Raises:
             RequestError: says why; `param` is `grammar`.
-            Overloaded, EngineError: as `GrammarChecker.check`.
+            ShareUsed, Overloaded, EngineError: as `GrammarChecker.check`.
         """
         if self._grammars is not None:
-            await self._grammars.check(grammar)
+            await self._grammars.check(grammar, owner)
 
     def close(self) -> None:
         """End what was started to check requests."""
@@ -297,21 +295,21 @@ class Frontend:
             self._grammars.close()
 
     async def generate(
-        self, request: GenerateRequest, *, shown: frozenset[int] = frozenset()
+        self, request: GenerateRequest, *, turns: Turns | None = None
     ) -> AsyncGenerator[list[TextDelta], None]:
         """Stream the answer of a request as text: one delta a completion for all that is queued.
 
         Ends when every completion has finished. Closing it early aborts the request.
 
         Args:
-            shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+            turns: how the text will be read, if not as it is.
 
         Raises:
             RequestFailed: the engine failed or aborted a completion.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
         engine = self.client
-        answer = AnswerText(self, request, shown=shown)
+        answer = AnswerText(self, request, turns=turns)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
                 if deltas := answer.push(batch):
@@ -336,7 +334,7 @@ class AnswerText:
     """The text of all completions of one request as updates arrive.
 
     Args:
-        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
+        turns: how the text will be read, if not as it is.
 
     Attributes:
         completions: by index.
@@ -345,12 +343,12 @@ class AnswerText:
 
     __slots__ = ("_engine", "_request_id", "completions", "num_live")
 
-    def __init__(self, frontend: Frontend, request: GenerateRequest, *, shown: frozenset[int] = frozenset()) -> None:
+    def __init__(self, frontend: Frontend, request: GenerateRequest, *, turns: Turns | None = None) -> None:
         self._engine = frontend.client
         self._request_id = request.request_id
         params = request.params
         self.completions = [
-            frontend.completion_text(index, params, request.prompt_ids, shown=shown) for index in range(params.n)
+            frontend.completion_text(index, params, request.prompt_ids, turns=turns) for index in range(params.n)
         ]
         self.num_live = params.n
 

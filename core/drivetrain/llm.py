@@ -311,19 +311,19 @@ class LLM:
         reply = reply_to(frontend, frontend.encode_chat(chat), chat, use, form=form, skip_special_tokens=skip)
         if form is not None and reply.calls is not None:
             raise RequestError("grammar: the tools demand a form of the answer already; leave one out", param="grammar")
-        params = replace(params, grammar=reply.calls or reply.form or form)
-        job = self._job(reply.prompt_ids, params, shown=reply.turns.shown)
+        params = replace(params, grammar=reply.calls or reply.form)
+        job = self._job(reply.prompt_ids, params, reply.turns)
         job.turns = reply.turns
         return job
 
-    def _job(self, prompt: Prompt, params: SamplingParams, shown: frozenset[int] = frozenset()) -> _Job:
+    def _job(self, prompt: Prompt, params: SamplingParams, turns: Turns | None = None) -> _Job:
         prompt_ids = self._frontend.encode(prompt)
         output = RequestOutput(
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_ids=prompt_ids,
             completions=[Completion(index=index) for index in range(params.n)],
         )
-        texts = [self._frontend.completion_text(index, params, prompt_ids, shown=shown) for index in range(params.n)]
+        texts = [self._frontend.completion_text(index, params, prompt_ids, turns=turns) for index in range(params.n)]
         return _Job(output, texts, params)
 
     def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from drivetrain.sampling import SamplingParams
+from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
 
 FinishReasonName = Literal["stop", "length", "abort", "error"]
 
@@ -89,6 +90,10 @@ class EngineInfo:
         pooling: which tokens' states make an embedding; None where embeddings are not served.
         embedding_size: numbers of an embedding; 0 where they are not served.
         embedding_dimensions: shorter lengths that embeddings may be cut to; None is any.
+        weight_bytes: bytes of the weights as they are stored.
+        loaded_bytes: bytes of the weights on the devices, of all ranks together.
+        num_parameters: numbers that the weights are made of.
+        sampling: what the device's sampler serves beside the likeliest token.
     """
 
     model: str
@@ -107,6 +112,9 @@ class EngineInfo:
     pooling: Literal["last", "mean"] | None = None
     embedding_size: int = 0
     embedding_dimensions: tuple[int, ...] | None = ()
+    loaded_bytes: int = 0
+    num_parameters: int = 0
+    sampling: frozenset[SamplingFeature] = EVERY_SAMPLING_FEATURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

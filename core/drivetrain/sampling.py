@@ -118,6 +118,11 @@ class SamplingParams:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
+def unserved(params: SamplingParams, served: Collection[SamplingFeature]) -> list[str]:
+    """Names of the parameters that need more of the sampler than a device has."""
+    return [name for feature, name, _ in _needs(params) if feature not in served]
+
+
 def check_served(params: SamplingParams, served: Collection[SamplingFeature], device: str) -> None:
     """Refuse parameters that need more of the sampler than a device has.
 

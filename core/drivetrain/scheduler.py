@@ -8,7 +8,7 @@ both in flight, and a prefix may be hit in the step after the one that computes 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from drivetrain.errors import Draining, Overloaded, PromptTooLong, RequestError
 from drivetrain.kv.request_pages import RequestPages
@@ -97,6 +97,11 @@ class Scheduler:
     def get(self, request_id: str) -> Request | None:
         """The live request of that id."""
         return self._requests.get(request_id)
+
+    @property
+    def held(self) -> Collection[Request]:
+        """Live requests that sit the next steps out, oldest first."""
+        return self._running.held
 
     @property
     def num_waiting(self) -> int:
@@ -240,6 +245,28 @@ class Scheduler:
                 return False
         return True
 
+    def hold(self, request: Request) -> None:
+        """Gives `request` no row until `release`; the rows that it has in flight count."""
+        self._running.hold(request)
+
+    def sit_out(self, schedule: Schedule, request: Request) -> None:
+        """Voids what the newest step will sample for `request`, to be sampled again after `release`.
+
+        Args:
+            schedule: the step, with a row that samples for `request`.
+        """
+        assert self._in_flight[-1] is schedule, "later steps would build on what is void"
+        self._running.sit_out(request, schedule)
+
+    def release(self, request: Request) -> FinishReason | None:
+        """Lets a held request go on, or ends it, now that its matcher has followed all that has landed."""
+        reason = self._verdict(request)
+        if reason is None:
+            self._running.let_go(request)
+        else:
+            self._finish(request, reason)
+        return reason
+
     # -- results -------------------------------------------------------------------------------------------------
 
     def land(self, schedule: Schedule, sampled: Sequence[int | Sequence[int]]) -> list[Landed]:
@@ -308,14 +335,19 @@ class Scheduler:
             self._kv.publish(request, length - 1)
         if token in request.eos_ids and length > request.stop_above:
             return FinishReason.STOP
+        if request.matcher is not None and request.matcher.making:  # `release` tells what becomes of it
+            self._running.hold(request)
+            return None
+        return self._verdict(request)
+
+    def _verdict(self, request: Request) -> FinishReason | None:
+        """How a request ends whose newest token is no end token."""
         matcher = request.matcher
-        if matcher is not None:
-            matcher.follow(request.tokens, request.num_prompt)
-            if matcher.failure is not None:
-                return FinishReason.ERROR
-            if matcher.ended:
-                return FinishReason.STOP
-        return FinishReason.LENGTH if length >= request.length_limit else None
+        if matcher is not None and matcher.failure is not None:
+            return FinishReason.ERROR
+        if matcher is not None and matcher.ended:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(request.tokens) >= request.length_limit else None
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         del self._requests[request.request_id]

@@ -26,7 +26,7 @@ from drivetrain_plugins.suggestion import did_you_mean
 
 IN_TREE_DISTRIBUTION = "drivetrain"
 BLOCKED_VARIABLE = "DRIVETRAIN_BLOCKED_BACKENDS"
-LISTING_LIMIT_S = 5.0
+LISTING_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,7 +112,7 @@ class Application:
         except ClientGone:
             self.service.telemetry.disconnect()
         finally:
-            route = exchange.path if exchange.path in self._raw else _template(scope)
+            route = exchange.path if exchange.path in self._raw else _template(exchange.scope)
             elapsed_s = perf_counter() - exchange.arrived
             self.service.telemetry.request(route, exchange.method, status, elapsed_s)
             if trace is not None:
@@ -126,6 +126,8 @@ class Application:
             self._admit(exchange)
             endpoint = self._raw.get(exchange.path)
             if endpoint is None:
+                if exchange.method == "HEAD":
+                    exchange.scope = {**exchange.scope, "method": "GET"}
                 await self.control(exchange.scope, exchange.receive, _recorded(exchange))
             elif exchange.method != "POST":
                 raise method_not_allowed(exchange.method, exchange.path, "POST")
@@ -157,7 +159,10 @@ class Application:
             await _fail(exchange, internal_error(exchange.request_id))
 
     def _log(self, exchange: Exchange, route: str, status: int, elapsed_s: float) -> None:
-        logger.info(
+        # Probes and scrapes come every few seconds for as long as the server lives.
+        probed = exchange.path in (*OPEN_PATHS, "/metrics") and status < 400
+        logger.log(
+            logging.DEBUG if probed else logging.INFO,
             "request %s: %s %s: %d in %.3f s",
             exchange.request_id,
             exchange.method,
@@ -223,13 +228,14 @@ def create_app(
 
 
 def _recorded(exchange: Exchange) -> Send:
-    """`send` for FastAPI's routes, with our headers, and the status kept."""
+    """`send` for FastAPI's routes, with our headers, and the status kept; without a body where HEAD asked for none."""
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
             await exchange.start(message["status"], message.get("headers", []))
         else:
-            await exchange.write(message.get("body", b""), more=message.get("more_body", False))
+            body = b"" if exchange.method == "HEAD" else message.get("body", b"")
+            await exchange.write(body, more=message.get("more_body", False))
 
     return send
 

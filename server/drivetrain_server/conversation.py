@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from drivetrain.chat_template import ChatTemplate
@@ -40,9 +40,22 @@ def chat_of(frontend: Frontend, fields: ChatFields) -> Chat:
         HttpError: 400, with the field at fault.
     """
     chat, template = fields.chat(), frontend.chat_template
+    if chat.variables and template is not None:
+        readable = template.allowed_kwargs(with_tools=bool(chat.tools))
+        chat = replace(chat, variables=_without_idle(chat.variables, readable, frontend.dialect))
     if fields.reasoning_effort is not None and template is not None:
         chat = replace(chat, variables=_with_effort(chat, fields.reasoning_effort, frontend.dialect, template))
     return worded(frontend, chat, fields.tool_use)
+
+
+def _without_idle(variables: Mapping[str, Json], readable: Collection[str], dialect: Dialect) -> Mapping[str, Json]:
+    """Without those that switch off what the template does not have. A model that reasons has something to switch
+    off, template or not."""
+
+    def idle(name: str, value: Json) -> bool:
+        return value is None or (value is False and (dialect.reasoning is None or name not in _SWITCHES))
+
+    return {name: value for name, value in variables.items() if name in readable or not idle(name, value)}
 
 
 def _with_effort(chat: Chat, effort: ReasoningEffort, dialect: Dialect, template: ChatTemplate) -> Mapping[str, Json]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from typing import Literal
 
 from drivetrain.config import Config, ServerConfig, format_size
 from drivetrain.errors import DrivetrainError
+from drivetrain_server.running import server_on
 
 Status = Literal["ok", "warning", "problem"]
 SMALL_MEMORY = 2 * 1024**3
@@ -140,7 +142,10 @@ def check_port(server: ServerConfig) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((server.host, server.port))
     except OSError as error:
-        step = "choose another with --port, or end the program that has it"
+        if error.errno == errno.EADDRINUSE and (own := server_on(server.port)) is not None:
+            found = f"{where} is where your server of {own.model} listens (pid {own.pid})"
+            return Finding(name="port", status="ok", found=found)
+        step = "end the program that has it, or choose another: `drivetrain serve --port N`, or server.port in the file"
         return Finding(
             name="port", status="problem", found=f"cannot listen on {where}: {error.strerror}", next_step=step
         )

@@ -102,6 +102,7 @@ KINDS: dict[type[DrivetrainError], ErrorKind] = {
     core.UnknownModel: _bad("model_not_found", 404),
     core.TemplateError: _bad("chat_template"),
     core.Overloaded: ErrorKind(status=503, type="overloaded_error", code="overloaded"),
+    core.ShareUsed: ErrorKind(status=429, type="rate_limit_error", code="too_many_requests"),
     core.EngineError: _down("engine_error", 5),
     core.EngineDead: _down("engine_dead", 10),
     core.Draining: _down("draining", 10),
@@ -123,6 +124,8 @@ def http_error(error: DrivetrainError) -> HttpError:
     return HttpError(kind.status, message, type=kind.type, param=param, code=kind.code, retry_after_s=retry_after_s)
 
 
+ANTHROPIC_HEADER = "anthropic-version"
+"""By which Anthropic's clients are known where they share a path with others."""
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -142,9 +145,13 @@ def anthropic_error(error: HttpError) -> dict[str, object]:
     }
 
 
-def error_body(path: str, error: HttpError) -> bytes:
-    """The body of an error answer, in the shape of the API that `path` belongs to."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+def error_body(path: str, error: HttpError, *, anthropic: bool = False) -> bytes:
+    """The body of an error answer, in the shape of the API that `path` belongs to.
+
+    Args:
+        anthropic: the request has `ANTHROPIC_HEADER`.
+    """
+    if anthropic or path == "/v1/messages" or path.startswith("/v1/messages/"):
         return orjson.dumps(anthropic_error(error))
     if path.startswith("/api/"):
         return orjson.dumps({"error": error.message})

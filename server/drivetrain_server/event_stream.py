@@ -66,13 +66,11 @@ class EventStream:
     The task begins the answer, waits for a connection that is full, and ends the answer. In between nothing of it runs.
     """
 
-    def __init__(
-        self, frontend: Frontend, request: GenerateRequest, course: Course, *, shown: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, frontend: Frontend, request: GenerateRequest, course: Course) -> None:
         self._engine = frontend.client
         self._request = request
         self._course = course
-        self._text = AnswerText(frontend, request, shown=shown)
+        self._text = AnswerText(frontend, request, turns=course.prompt.turns)
         self._lanes = [_Lane(self, index, course) for index in range(request.params.n)]
         self._direct: DirectWriter | None = None
         self._backlog: list[Update] = []

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from starlette.types import Receive, Scope, Send
 
 from drivetrain_server.answers.answer import PromptRun
-from drivetrain_server.errors import HttpError, error_body
+from drivetrain_server.errors import ANTHROPIC_HEADER, HttpError, error_body
 from drivetrain_server.keys import Tenant
 
 Headers = list[tuple[bytes, bytes]]
@@ -164,7 +164,9 @@ class Exchange:
         if self.complete:
             return
         if self.status is None:
-            await self.answer(error_body(self.path, error), status=error.status, headers=error.headers())
+            anthropic = self.header(ANTHROPIC_HEADER.encode()) is not None
+            body = error_body(self.path, error, anthropic=anthropic)
+            await self.answer(body, status=error.status, headers=error.headers())
         elif self.events:
             await self.write(self.error_event(error), more=False)
         else:

@@ -21,15 +21,14 @@ from drivetrain_server.telemetry import Telemetry
 MAX_CONCURRENT_ANSWERS = 256
 """Answers of one request that the engine works on at a time; the prompts left of a long list follow as these finish."""
 
+Batch = list[tuple[int, TextDelta]]
+"""What is new: (choice, delta) pairs."""
+
 BeforeEnd = Callable[[], Awaitable[None]]
 
 
 async def nothing_more() -> None:
     """Before the end of an answer that only its client gets."""
-
-
-Batch = list[tuple[int, TextDelta]]
-"""What is new: (choice, delta) pairs."""
 
 
 class Generation:
@@ -39,7 +38,6 @@ class Generation:
         requests: one a prompt, all with the same `params`.
         prompts: what the answer tells about each prompt; counts are kept here as tokens arrive.
         pieces: the text of single tokens, as JSON, of the `params`.
-        shown: special tokens that stay in the text whatever `skip_special_tokens` says.
         operation: what is done, in the words of OpenTelemetry: `chat` or `text_completion`.
         empty: the client asked for no tokens at all (`max_tokens` of 0): the one that the engine makes is dropped.
         before_end: awaited once the answer is complete, before the client is told so.
@@ -55,7 +53,6 @@ class Generation:
         pieces: JsonPieces,
         arrived: float,
         operation: str = "chat",
-        shown: frozenset[int] = frozenset(),
         empty: bool = False,
         before_end: BeforeEnd = nothing_more,
     ) -> None:
@@ -65,7 +62,6 @@ class Generation:
         self._requests = requests
         self._telemetry = telemetry
         self._pieces = pieces
-        self._shown = shown
         self._empty = empty
         self._before_end = before_end
         self._turns = max(MAX_CONCURRENT_ANSWERS // self.num_answers, 1)
@@ -80,7 +76,10 @@ class Generation:
         Raises:
             DrivetrainError: as `Frontend.generate`; the other prompts are aborted.
         """
-        streams = [self._frontend.generate(request, shown=self._shown) for request in self._requests]
+        streams = [
+            self._frontend.generate(request, turns=prompt.turns)
+            for request, prompt in zip(self._requests, self.prompts, strict=True)
+        ]
         if len(streams) == 1:
             async with aclosing(streams[0]) as deltas:
                 async for batch in deltas:
@@ -103,7 +102,7 @@ class Generation:
                 telemetry=self._telemetry,
                 last_token=self._last_token,
             )
-            await EventStream(self._frontend, self._requests[0], course, shown=self._shown).run()
+            await EventStream(self._frontend, self._requests[0], course).run()
         else:
             async with aclosing(self.batches()) as batches:
                 async for batch in batches:

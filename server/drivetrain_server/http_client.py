@@ -168,6 +168,17 @@ async def served_model(endpoint: Endpoint) -> str:
             raise ConnectionFailed(f"{endpoint.url}/v1/models: expected a list of models, got {str(other)[:200]}")
 
 
+async def check_reachable(endpoint: Endpoint) -> None:
+    """Find out that a server answers there and takes the key, whether or not it lists models.
+
+    Raises:
+        ConnectionFailed, HttpError: as `request`.
+    """
+    async with request(endpoint, "GET", "/v1/models", check=False) as response:
+        if response.status in (401, 403):
+            raise HttpError(_message(await response.read(), response.status), status=response.status)
+
+
 def parse_json(text: str | bytes) -> Json:
     """The JSON of a body or event.
 
@@ -228,6 +239,8 @@ def _message(body: bytes, status: int) -> str:
         parsed = None
     match parsed:
         case {"error": {"message": str(message)}}:
-            return f"the server answered {status}: {message}"
+            said = message
         case _:
-            return f"the server answered {status}: {body[:500].decode(errors='replace').strip() or 'no reason given'}"
+            said = body[:500].decode(errors="replace").strip() or "no reason given"
+    hint = "; give its key with --api-key or OPENAI_API_KEY" if status == 401 else ""
+    return f"the server answered {status}: {said}{hint}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
 
 from drivetrain_server.wire.chat import ChatRequest
@@ -30,6 +32,8 @@ _BODIES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "/tokenize": ("Token ids of a text or conversation", (TokenizeText, TokenizeChat)),
     "/detokenize": ("Text of token ids", (Detokenize,)),
 }
+RAW_PATHS = tuple(_BODIES)
+"""Where the routes are that FastAPI does not see."""
 _STREAMED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 _ERROR: Schema = {
     "type": "object",
@@ -56,11 +60,24 @@ def raw_paths() -> tuple[Schema, Schema]:
     for path, (summary, models) in _BODIES.items():
         for model in models:
             schema = model.model_json_schema(ref_template=REFERENCE)
-            schemas |= schema.pop("$defs", {})
-            schemas[model.__name__] = schema
+            for name, part in (schema.pop("$defs", {}) | {model.__name__: schema}).items():
+                schemas[name] = _for_readers(part)
         references = [{"$ref": REFERENCE.format(model=model.__name__)} for model in models]
         paths[path] = {"post": _operation(path, summary, references)}
     return paths, schemas
+
+
+def _for_readers(schema: dict[str, Any]) -> Schema:
+    """The schema with its fields in the order in which people look for them, and their descriptions on one line."""
+    fields: dict[str, dict[str, Any]] = schema.get("properties", {})
+    required = schema.get("required", ())
+    for field in fields.values():
+        if "description" in field:
+            field["description"] = " ".join(field["description"].split())
+    if fields:
+        first = sorted(fields, key=lambda name: (name != "model", name not in required))
+        schema["properties"] = {name: fields[name] for name in first}
+    return schema
 
 
 def query_parameters(model: type[BaseModel]) -> Schema:

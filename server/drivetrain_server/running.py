@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from drivetrain.model_store import models_folder
 
@@ -28,12 +29,16 @@ def records_folder() -> Path:
     return models_folder().parent / "run"
 
 
+def openable(url: str) -> str:
+    """The address that a client on this machine opens where a server listens on `url`: "any" is no such address."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 @contextmanager
 def recorded(url: str, model: str) -> Generator[None, None, None]:
     """While inside, `drivetrain ps` lists this process as a server. A home that cannot be written is no reason to
     end: the server is then not listed."""
-    url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    server = RunningServer(pid=os.getpid(), url=url, model=model, started=time.time())
+    server = RunningServer(pid=os.getpid(), url=openable(url), model=model, started=time.time())
     path = records_folder() / f"{server.pid}.json"
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,6 +63,11 @@ def running_servers() -> list[RunningServer]:
         else:
             found.append(server)
     return sorted(found, key=lambda server: server.started)
+
+
+def server_on(port: int) -> RunningServer | None:
+    """The server of this user on this machine that listens on `port`, whatever the address."""
+    return next((server for server in running_servers() if urlsplit(server.url).port == port), None)
 
 
 def _read(path: Path) -> RunningServer | None:

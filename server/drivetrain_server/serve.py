@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,10 +19,11 @@ from drivetrain.client import EngineClient
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import ConfigError
+from drivetrain.model_store import served_name
 from drivetrain_server.app import Application, create_app
 from drivetrain_server.lifecycle import FrontendFactory
 from drivetrain_server.protocol import limited
-from drivetrain_server.running import recorded
+from drivetrain_server.running import openable, recorded, server_on
 
 logger = logging.getLogger("drivetrain.server")
 
@@ -53,7 +55,7 @@ def serve(
         DrivetrainError: the engine could not start.
     """
     listener = bind(config)
-    name = engine_config.served_model_name or Path(engine_config.model).name
+    name = engine_config.served_model_name or served_name(engine_config.model)
     with listener, recorded(address_of(listener), name):
         asyncio.run(
             _serve(engine_factory(engine_config), frontend_factory, config, listener=listener, announce=announce)
@@ -82,10 +84,16 @@ def bind(config: ServerConfig, *, shared: bool = False, port: int | None = None)
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"server.port: cannot listen on {host} port {port}: {error.strerror or error}; choose another port"
-        ) from error
+        raise ConfigError(_cannot_listen(host, port, error)) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    text = f"server.port: cannot listen on {host} port {port}: {error.strerror or error}; "
+    if error.errno == errno.EADDRINUSE and (other := server_on(port)) is not None:
+        text += f"your server of {other.model} (pid {other.pid}, `drivetrain ps`) has it: end that one, or "
+    by_make = ", with make PORT=N" if "MAKELEVEL" in os.environ else ""
+    return f"{text}choose another port with --port{by_make}"
 
 
 def uvicorn_server(app: Application, config: ServerConfig) -> uvicorn.Server:
@@ -133,7 +141,7 @@ async def _serve(
     signalled = asyncio.create_task(signals.get())
     starting = asyncio.create_task(app.lifecycle.start())
     try:
-        announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
+        announce(listening_on(address))
         await asyncio.wait({starting, signalled, listening}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
@@ -190,9 +198,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def listening_on(address: str) -> str:
+    """What to say when the server listens and the engine is not ready yet."""
+    return f"Listening on {address}; the engine is starting ({openable(address)}/ready shows how far it is)."
+
+
 def welcome(address: str, engine: EngineClient, *, keyed: bool) -> str:
-    """What to say when the server is ready."""
-    info = engine.info
+    """What to say when the server is ready, with an address that a client on this machine can open."""
+    info, address = engine.info, openable(address)
     model = "" if info is None else info.model
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'

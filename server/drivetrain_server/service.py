@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import os
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
-from typing import cast
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import UnknownModel
-from drivetrain.frontend import Frontend, GenerationDefaults
-from drivetrain.messages import EngineInfo
+from drivetrain.frontend import Frontend
+from drivetrain.messages import EngineInfo, EngineStats
 from drivetrain.version import __version__
 from drivetrain_server.answers.logprobs import TokenSpeller
 from drivetrain_server.event_stream import JsonPieces
@@ -25,6 +25,8 @@ from drivetrain_server.pulse import STALL_S, Pulse
 from drivetrain_server.telemetry import Telemetry
 from drivetrain_server.tracing import Tracing
 from drivetrain_server.wire.unservable import IGNORED
+
+STATS_TIMEOUT_S = 2.0
 
 
 class Service:
@@ -62,6 +64,16 @@ class Service:
         state = self.lifecycle.state
         return "starting" if state == "ready" and not self.peers.ready else state
 
+    async def stats(self) -> EngineStats | None:
+        """What the engine counts; None where it has ended, or does not say in time."""
+        engine = self.lifecycle.engine
+        if engine.info is None or engine.failure is not None:
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await engine.stats()
+        return None
+
     def speller(self, frontend: Frontend) -> TokenSpeller:
         """Spells the tokens of the model that is served."""
         if self._speller is None:
@@ -79,8 +91,7 @@ class Service:
 
     def sampling_defaults(self, frontend: Frontend) -> dict[str, object]:
         """Values for sampling parameters that requests leave out: the operator's, else the model's."""
-        own = {name: cast("object", getattr(frontend.defaults, name)) for name in GenerationDefaults.__slots__}
-        return {name: value for name, value in own.items() if value is not None} | dict(self.config.sampling_defaults)
+        return frontend.defaults.given() | dict(self.config.sampling_defaults)
 
     @asynccontextmanager
     async def serving(self, exchange: Exchange, *, streams: bool = False) -> AsyncGenerator[None, None]:

@@ -139,6 +139,13 @@ def blocks_of_a_row_in_another_order(weight: LinearWeight) -> LinearWeight:
     return replace(weight, weight=weight.weight.unflatten(1, (-1, 144)).flip(1).flatten(1))
 
 
+@fault("weight.gguf", "gguf_q4_0")
+def scales_without_their_sign(weight: LinearWeight) -> LinearWeight:
+    rows = weight.weight.unflatten(1, (-1, 18)).clone()
+    rows[:, :, 1] &= 127
+    return replace(weight, weight=rows.flatten(1))
+
+
 @fault("weight.gguf", "gguf_q6_k")
 def the_highest_bit_of_a_byte_lost(weight: LinearWeight) -> LinearWeight:
     rows = weight.weight.clone()

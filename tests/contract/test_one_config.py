@@ -93,7 +93,7 @@ DEVICES = {
 }
 PLANS = {
     "cpu": Plan(
-        backend="cpu", device="threads", dtype="float32", kv_dtype="float32", page_size=16, recorded=(0, 0), ranks=1
+        backend="cpu", device="thread", dtype="float32", kv_dtype="float32", page_size=16, recorded=(0, 0), ranks=1
     ),
     "cuda": Plan(
         backend="cuda", device="H100", dtype="bfloat16", kv_dtype="bfloat16", page_size=64, recorded=(32, 512), ranks=1
@@ -193,5 +193,8 @@ def test_tables_of_other_backends_are_inert_and_a_wrong_key_of_its_own_is_not(
     assert open_device(config, choose(config)).capabilities.dtypes[0] == "float32"
     config_file.write_text(text.replace("threads", "treads"))
     config = load_config(config_file).engine
-    with pytest.raises(ConfigError, match=r"backend_options\.cpu: Object contains unknown field `treads`"):
+    with pytest.raises(ConfigError, match=r'backend_options\.cpu: unknown option "treads"; did you mean "threads"\?'):
         open_device(config, choose(config))
+    wrong = replace(config, backend_options={"cpu": {"threads": "two"}})
+    with pytest.raises(ConfigError, match=r"backend_options\.cpu\.threads: got 'two'; expected `int`, got `str`"):
+        open_device(wrong, choose(wrong))

@@ -9,13 +9,16 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from typer.testing import CliRunner
 
 from drivetrain_server.cli.app import build_app
+from drivetrain_server.running import recorded
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
+from fakes.waiting import LIMIT_S
 
 
 def invoke(*arguments: str, typed: str = ""):
@@ -53,7 +56,33 @@ def test_chat_streams_from_the_server_with_a_key(monkeypatch):
         refused = invoke("chat", "tiny", "--url", server.url, "--api-key", "wrong", typed="hello\n")
     assert (result.exit_code, result.stdout) == (0, "Grüße!\n")
     assert engine.requests[0].params.max_tokens == 50
-    assert "the server answered 401" in refused.stderr
+    assert "the server answered 401" in str(refused.exception)
+
+
+def test_chat_joins_the_server_that_runs_here_unless_a_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with RunningServer(FakeEngine(says("joined"))) as server, recorded(server.url, "tiny"):
+        joined = invoke("chat", typed="hello\n")
+        named = invoke("chat", "no-such-model", typed="hello\n")
+        (tmp_path / "drivetrain.toml").write_text('model = "another"\n')
+        configured = invoke("chat", typed="hello\n")
+    assert (joined.exit_code, joined.stdout) == (0, "joined\n")
+    assert f"tiny at {server.url}" in joined.stderr
+    assert "no model 'no-such-model'" in str(named.exception)
+    assert "no model 'another'" in str(configured.exception), "another model is served"
+
+
+def test_chat_waits_for_a_server_that_starts(monkeypatch, tmp_path):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    engine = FakeEngine(says("joined"))
+    engine.start_gate = threading.Event()
+    with RunningServer(engine, wait=False) as server, recorded(server.url, "tiny"):
+        threading.Timer(1.0, engine.start_gate.set).start()
+        result = invoke("chat", typed="hello\n")
+    assert (result.exit_code, result.stdout) == (0, "joined\n")
+    assert f"waiting for {server.url}, which is starting" in result.stderr
 
 
 def test_chat_prints_answers_as_json():
@@ -79,7 +108,7 @@ def test_top_fills_a_terminal_and_leaves_it_as_it_was():
         process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
         os.close(terminal)
         shown = b""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while shown.count(b"generated tok/s") < 3 and time.monotonic() < deadline:
             shown += os.read(main, 65536)
         process.send_signal(signal.SIGINT)
@@ -87,7 +116,7 @@ def test_top_fills_a_terminal_and_leaves_it_as_it_was():
             while piece := os.read(main, 65536):
                 shown += piece
         os.close(main)
-    assert process.wait(10) == 130
+    assert process.wait(LIMIT_S) == 130
     assert shown.count(b"generated tok/s") >= 3
     assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1, "the other screen is entered and left"
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is there again"
@@ -102,6 +131,6 @@ def test_top_without_a_terminal_writes_lines_until_it_is_stopped():
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
             lines = [json.loads(process.stdout.readline()) for _ in range(3)]
             process.send_signal(signal.SIGINT)
-            errors = process.communicate(timeout=10)[1]
+            errors = process.communicate(timeout=LIMIT_S)[1]
     assert [line["model"] for line in lines] == ["tiny"] * 3
     assert (process.returncode, errors) == (130, b"")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from fakes.serve_process import ServeProcess, sse_events
+from fakes.waiting import LIMIT_S, until
 
 CONFIG = """
 dtype = "float32"
@@ -30,12 +30,13 @@ api_processes = 3
 api_keys = ["one", "two"]
 max_requests_per_key = 6
 metrics_public = true
-drain_s = 90
+drain_s = 300
 
 [backend_options.cpu]
 threads = 1
 """
 PATH = "/v1/completions"
+COUNT = 'drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}'
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "Fleet:", "ignore_eos": True, "temperature": 0}
 
 
@@ -48,7 +49,7 @@ def fleet(tiny_model: Path, tmp_path: Path) -> Iterator[ServeProcess]:
 def post(server: ServeProcess, key: str = "one", **body: Any) -> httpx.Response:
     """On a connection of its own: the system chooses the process."""
     headers = {"authorization": f"Bearer {key}"}
-    return httpx.post(server.url + PATH, json=BODY | body, headers=headers, timeout=60)
+    return httpx.post(server.url + PATH, json=BODY | body, headers=headers, timeout=LIMIT_S)
 
 
 def members(server: ServeProcess) -> list[int]:
@@ -65,15 +66,10 @@ def members(server: ServeProcess) -> list[int]:
     return found
 
 
-def open_requests(server: ServeProcess) -> int:
-    return httpx.get(server.url + "/ready").json()["open_requests"]
-
-
-def until(condition: Any, *, within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def served(server: ServeProcess) -> float:
+    """Completions that were answered, as one of the processes tells."""
+    text = httpx.get(server.url + "/metrics", timeout=LIMIT_S).text
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(COUNT))
 
 
 def test_limits_and_figures_hold_over_all_processes_and_a_dead_one_is_replaced(fleet: ServeProcess) -> None:
@@ -85,30 +81,26 @@ def test_limits_and_figures_hold_over_all_processes_and_a_dead_one_is_replaced(f
         assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
 
         # Exactly six of one key at a time, wherever they arrive.
-        long = [pool.submit(post, fleet, max_tokens=500) for _ in range(6)]
-        until(lambda: open_requests(fleet) == 6)
-        refused = [post(fleet, max_tokens=1) for _ in range(6)]
+        with fleet.engine_held():
+            long = [pool.submit(post, fleet, max_tokens=200) for _ in range(6)]
+            until(lambda: fleet.num_open == 6)
+            refused = [post(fleet, max_tokens=1) for _ in range(6)]
+            other = pool.submit(post, fleet, "two", max_tokens=1)
+            until(lambda: fleet.num_open == 7)
         assert {answer.status_code for answer in refused} == {429}
-        assert post(fleet, "two", max_tokens=1).status_code == 200
+        assert other.result().status_code == 200
         assert [each.result().status_code for each in long] == [200] * 6
     assert post(fleet, max_tokens=1).status_code == 200
 
-    # Any process tells the sum of all.
-    seen = {fleet.metric('drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}')}
-    for _ in range(8):
-        text = httpx.get(fleet.url + "/metrics").text
-        name = 'drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}'
-        seen |= {float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name)}
-    assert seen == {12.0}
-
-    time.sleep(1.2)  # what a process counted is known to the supervisor a second later
+    # Any process tells the sum of all, as soon as each has told what it counted; the supervisor knows it then.
+    until(lambda: {served(fleet) for _ in range(8)} == {12.0})
     os.kill(first[0], signal.SIGKILL)
     until(lambda: len(members(fleet)) == 3 and first[0] not in members(fleet))
     # Connections to its socket wait for the next process; none is refused, and nothing counted is lost.
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: post(fleet, "two", max_tokens=2), range(6)))
     assert {answer.status_code for answer in answers} == {200}
-    assert fleet.metric('drivetrain_http_requests_total{method="POST",route="/v1/completions",status="200"}') == 18.0
+    until(lambda: {served(fleet) for _ in range(8)} == {18.0})
     fleet.assert_all_pages_back(899)
     assert fleet.end() == 0
 
@@ -119,7 +111,7 @@ def test_a_kept_response_is_known_to_all_processes_and_to_its_key_alone(fleet: S
     def call(method: str, path: str, key: str = "one", **body: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"}
         url = f"{fleet.url}/v1/responses{path}"
-        return httpx.request(method, url, json=body or None, headers=headers, timeout=60)
+        return httpx.request(method, url, json=body or None, headers=headers, timeout=LIMIT_S)
 
     asked = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0}
     first = call("POST", "", **asked).json()
@@ -157,20 +149,25 @@ def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_b
             with httpx.stream(
                 "POST", fleet.url + PATH, json=body, headers={"authorization": "Bearer two"}, timeout=60
             ) as answer:
-                events.extend(sse_events(answer))
+                for event in sse_events(answer):
+                    events.append(event)
         except httpx.TransportError:
             events.append({"cut": True})
 
     results: list[list[dict[str, Any]]] = []
     threads = [threading.Thread(target=stream, args=(results,)) for _ in range(6)]
+    with fleet.engine_held():
+        for thread in threads:
+            thread.start()
+        until(lambda: fleet.num_open == 6)
+    until(lambda: all(results))  # those that have brought nothing are given to the next engine
+    with fleet.engine_held():
+        dead = members(fleet)[0]
+        os.kill(dead, signal.SIGKILL)
+        until(lambda: dead not in members(fleet))
+        os.kill(fleet.engine_pid, signal.SIGKILL)
     for thread in threads:
-        thread.start()
-    until(lambda: open_requests(fleet) == 6)
-    os.kill(members(fleet)[0], signal.SIGKILL)
-    time.sleep(0.3)
-    os.kill(fleet.engine_pid, signal.SIGKILL)
-    for thread in threads:
-        thread.join(20)
+        thread.join(LIMIT_S)
         assert not thread.is_alive()
     for events in results:
         last = events[-1]
@@ -183,15 +180,16 @@ def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_b
 
 def test_sigterm_lets_every_process_finish(fleet: ServeProcess) -> None:
     with ThreadPoolExecutor(6) as pool:
-        running = [pool.submit(post, fleet, max_tokens=300) for _ in range(6)]
-        until(lambda: open_requests(fleet) == 6)
-        fleet.process.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(fleet.url + "/ready").status_code == 503)
-        late = [post(fleet, "two", max_tokens=1) for _ in range(4)]
+        with fleet.engine_held():
+            running = [pool.submit(post, fleet, max_tokens=300) for _ in range(6)]
+            until(lambda: fleet.num_open == 6)
+            fleet.process.send_signal(signal.SIGTERM)
+            until(lambda: {httpx.get(fleet.url + "/ready").status_code for _ in range(24)} == {503})
+            late = [post(fleet, "two", max_tokens=1) for _ in range(4)]
         assert {answer.status_code for answer in late} == {503}
         assert {answer.json()["error"]["code"] for answer in late} == {"draining"}
         assert [answer.result().text for answer in running if answer.result().status_code != 200] == []
-    assert fleet.process.wait(20) == 0
+    assert fleet.process.wait(LIMIT_S) == 0
 
 
 def test_a_text_layer_that_cannot_be_loaded_ends_the_server_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:

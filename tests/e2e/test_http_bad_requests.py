@@ -102,7 +102,11 @@ BAD_CHAT: list[tuple[dict[str, object], str]] = [
         {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
         "reasoning_effort",
     ),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+    ({"max_tokens": 5000}, "max_tokens"),
+    ({"max_completion_tokens": 5000}, "max_completion_tokens"),
+    (_message(content="x" * 5000), "messages"),
+    ({"chat_template_kwargs": {"colour": True}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"colour": 0}}, "chat_template_kwargs"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
@@ -125,7 +129,7 @@ BAD_TEXT: list[tuple[dict[str, object], str]] = [
     ({"prompt": [1.5]}, "prompt"),
     ({"prompt": ["a"] * 2049}, "prompt"),
     ({"prompt": [65] * 4096}, "prompt"),
-    ({"prompt": "a", "max_tokens": 4095}, "prompt"),
+    ({"prompt": "a", "max_tokens": 4095}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
     ({"best_of": 2, "n": 3}, "best_of"),
@@ -270,6 +274,33 @@ def test_too_long_prompt_tells_the_numbers(client: httpx.Client) -> None:
     assert "4096" in error["message"] and "5000" in error["message"] and "100" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1//chat/completions/", "did you mean /v1/chat/completions?"),
+        ("/completions", "did you mean /v1/completions?"),
+        ("/models", "did you mean /v1/models?"),
+        ("/v1/api/tags", "did you mean /api/tags?"),
+        ("/v1/audio/speech", "/ lists them"),
+        ("/v1", "/ lists them"),
+        ("/v1//", "/ lists them"),
+    ],
+)
+def test_an_unknown_route_names_the_one_that_is_meant(client: httpx.Client, path: str, hint: str) -> None:
+    answer = client.post(path, json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
+    assert answer.json()["error"]["message"] == f"there is no route {path}; {hint}"
+
+
+def test_counts_of_items_are_told_in_plain_words(client: httpx.Client) -> None:
+    few = client.post(CHAT_PATH, json=CHAT | {"messages": []}).json()["error"]["message"]
+    many = client.post(CHAT_PATH, json=CHAT | {"stop_token_ids": [1] * 65}).json()["error"]["message"]
+    assert few == "messages: expected at least 1 item; got an array of 0"
+    assert many == "stop_token_ids: expected at most 64 items; got an array of 65"
+
+
 def test_unknown_route_and_method_have_openai_shape(client: httpx.Client) -> None:
     missing = client.get("/v1/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_route")
@@ -319,6 +350,9 @@ GOOD_CHAT: list[dict[str, object]] = [
     {"messages": [USER | {"name": "Ann", "unheard": {"of": [1]}}]},
     {"messages": [USER | {"content": "\u0000 \U0001f680 日本語 \u202e"}]},
     {"messages": [USER | {"content": [{"type": "text", "text": "a", "cache_control": {"type": "x"}}]}]},
+    {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "u", "verbosity": "low"},
+    {"prediction": {"type": "content", "content": "x"}},
+    {"chat_template_kwargs": {"enable_thinking": None, "colour": None, "shape": False}},
     {"chat_template_kwargs": {}, "add_generation_prompt": True, "continue_final_message": False},
     {"nobody_knows": [1], "nor_this": None},
 ]
@@ -361,4 +395,5 @@ def test_fields_that_nobody_knows_are_listed(client: httpx.Client) -> None:
     answer = client.post(CHAT_PATH, json=CHAT | {"wat": 1, "täuschung\n": 2, "user": "u", "tools": []})
     assert answer.status_code == 200
     assert answer.headers["x-drivetrain-ignored-fields"] == "wat, t\\xe4uschung?"
-    assert "x-drivetrain-ignored-fields" not in client.post(CHAT_PATH, json=CHAT | {"store": True}).headers
+    hints = {"store": True, "prompt_cache_key": "k", "verbosity": "low"}
+    assert "x-drivetrain-ignored-fields" not in client.post(CHAT_PATH, json=CHAT | hints).headers

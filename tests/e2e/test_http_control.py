@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -34,6 +36,41 @@ def test_models_are_listed_and_found(client: httpx.Client) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
             official.models.retrieve("org/other")
     assert caught.value.code == "model_not_found"
+
+
+def test_anthropics_clients_get_models_in_their_shape(client: httpx.Client) -> None:
+    with anthropic.Anthropic(base_url=str(client.base_url), api_key="none", max_retries=0) as official:
+        listed = official.models.list()
+        (model,) = listed
+        assert (model.id, model.type, model.display_name, model.lifecycle) == ("tiny", "model", "tiny", "active")
+        assert (listed.has_more, listed.first_id, listed.last_id) == (False, "tiny", "tiny")
+        assert abs(model.created_at.timestamp() - time.time()) < 600
+        assert (model.max_input_tokens, official.models.retrieve("tiny")) == (4096, model)
+        assert official.models.list(after_id="tiny").data == []
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            official.models.retrieve("other")
+    assert caught.value.body == {
+        "type": "error",
+        "error": {
+            "type": "not_found_error",
+            "message": 'the model "other" is not served here; this server has "tiny"',
+            "param": "model",
+            "code": "model_not_found",
+        },
+    }
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/version", "/v1/models", "/v1/models/tiny", "/api/tags"])
+def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    own = ("x-request-id", "date")
+    assert {k: v for k, v in head.headers.items() if k not in own} == {
+        k: v for k, v in whole.headers.items() if k not in own
+    }
+    assert client.get(path).content == whole.content
+    assert client.head("/v1/models/other").status_code == 404
+    assert client.head("/v1/chat/completions").status_code == 405
 
 
 def test_text_is_tokenized_and_back(client: httpx.Client) -> None:
@@ -70,6 +107,22 @@ def test_document_describes_raw_routes_with_their_fields(client: httpx.Client) -
     text = client.get("/openapi.json").text
     names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert names <= schemas.keys()
+
+
+def test_document_tells_what_each_field_of_a_body_means(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    silent = [
+        f"{name}.{field}"
+        for name, schema in schemas.items()
+        if name not in ("Error", "HTTPValidationError", "ValidationError")
+        for field, about in schema.get("properties", {}).items()
+        if not about.get("description", "").endswith(".")
+    ]
+    assert silent == []
+    chat = schemas["ChatRequest"]["properties"]
+    assert [*chat][:2] == ["model", "messages"]
+    assert chat["top_p"]["description"] == "Keep the smallest set of tokens with this probability. Default: 1."
 
 
 def test_metrics_count_requests_tokens_and_pages(client: httpx.Client) -> None:

@@ -8,8 +8,12 @@ import httpx
 import openai
 import pytest
 
+from drivetrain.errors import ShareUsed
+from drivetrain.frontend import Frontend
+from drivetrain.grammar import Grammar
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer
+from fakes.waiting import LIMIT_S
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
@@ -88,7 +92,7 @@ def test_one_key_with_too_many_requests_gets_429_and_others_go_on() -> None:
         httpx.Client(base_url=server.url) as client,
     ):
         with client.stream("POST", PATH, json=CHAT | {"stream": True}, headers=FIRST) as answer:
-            assert engine.waiting_at_gate.wait(3)
+            assert engine.waiting_at_gate.wait(LIMIT_S)
             refused = client.post(PATH, json=CHAT, headers=FIRST)
             assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
             assert refused.headers["retry-after"] == "1"
@@ -96,3 +100,26 @@ def test_one_key_with_too_many_requests_gets_429_and_others_go_on() -> None:
             assert client.post(PATH, json=CHAT, headers=SECOND).status_code == 200
             answer.read()
         assert client.post(PATH, json=CHAT, headers=FIRST).status_code == 200
+
+
+def test_one_key_that_fills_its_part_of_the_grammars_gets_429_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owners: list[str] = []
+
+    async def check(frontend: Frontend, grammar: Grammar, owner: str = "") -> None:
+        owners.append(owner)
+        if owner == owners[0]:
+            raise ShareUsed("16 grammars of this key wait to be checked", retry_after_s=7)
+
+    monkeypatch.setattr(Frontend, "check_grammar", check)
+    asked = CHAT | {"guided_regex": "a"}
+    with (
+        RunningServer(FakeEngine(), api_keys=("first-key", "second-key")) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        refused = client.post(PATH, json=asked, headers=FIRST)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+        assert refused.headers["retry-after"] == "7"
+        assert client.post(PATH, json=asked, headers=SECOND).status_code == 200
+    assert len(set(owners)) == 2 and all(owners)

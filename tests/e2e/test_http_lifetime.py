@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +13,7 @@ import pytest
 from drivetrain.errors import ConfigError, OutOfMemory, Overloaded, RequestFailed
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
+from fakes.waiting import LIMIT_S, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
@@ -34,18 +34,14 @@ def _connect(server: RunningServer, body: dict[str, object], *, cut: int = 0) ->
     """A connection on which the request (less its last `cut` bytes) was sent."""
     raw = json.dumps(body).encode()
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S)
     connection.sendall(head.encode() + raw[: len(raw) - cut])
     return connection
 
 
-def _eventually(condition: object, limit_s: float = 3.0) -> bool:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.005)
-    return False
+def _asked(server: RunningServer, **fields: object) -> httpx.Response:
+    """The answer, which may wait at the engine's gate."""
+    return httpx.post(server.url + PATH, json=CHAT | fields, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -56,11 +52,11 @@ def test_client_gone_while_the_engine_works_aborts_the_request(
 ) -> None:
     engine.gate_at = gate_at
     connection = _connect(server, CHAT | {"stream": stream, "n": n})
-    assert engine.waiting_at_gate.wait(3)
+    assert engine.waiting_at_gate.wait(LIMIT_S)
     connection.close()
-    assert engine.abort_seen.wait(3)
+    assert engine.abort_seen.wait(LIMIT_S)
     assert engine.aborted == [engine.requests[0].request_id]
-    assert _eventually(lambda: server.app.lifecycle.num_open == 0)
+    until(lambda: server.app.lifecycle.num_open == 0)
     assert "drivetrain_client_disconnects_total 1.0" in httpx.get(f"{server.url}/metrics").text
 
 
@@ -68,7 +64,7 @@ def test_client_gone_before_its_body_is_complete_never_reaches_the_engine(
     engine: FakeEngine, server: RunningServer
 ) -> None:
     _connect(server, CHAT, cut=5).close()
-    assert _eventually(lambda: "drivetrain_client_disconnects_total 1.0" in httpx.get(f"{server.url}/metrics").text)
+    until(lambda: "drivetrain_client_disconnects_total 1.0" in httpx.get(f"{server.url}/metrics").text)
     assert engine.requests == []
 
 
@@ -81,7 +77,7 @@ def test_client_gone_with_several_prompts_aborts_each(engine: FakeEngine, server
         ) as answer,
     ):
         assert next(answer.iter_lines()).startswith("data: ")
-    assert _eventually(lambda: len(engine.aborted) == 2)
+    until(lambda: len(engine.aborted) == 2)
 
 
 def test_reader_that_stops_is_cut_off(engine: FakeEngine) -> None:
@@ -90,8 +86,8 @@ def test_reader_that_stops_is_cut_off(engine: FakeEngine) -> None:
         body = CHAT | {"stream": True, "n": 128, "logprobs": True, "top_logprobs": 20, "max_tokens": 400}
         connection = _connect(server, body)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        assert engine.abort_seen.wait(10)
-        assert _eventually(lambda: "drivetrain_slow_readers_total 1.0" in httpx.get(f"{server.url}/metrics").text)
+        assert engine.abort_seen.wait(LIMIT_S)
+        until(lambda: "drivetrain_slow_readers_total 1.0" in httpx.get(f"{server.url}/metrics").text)
         connection.close()
 
 
@@ -190,19 +186,19 @@ def test_engine_that_cannot_start_is_told_by_ready(engine: FakeEngine) -> None:
 def test_drain_finishes_what_runs_and_refuses_what_comes(engine: FakeEngine, server: RunningServer) -> None:
     engine.gate_at = 1
     answers: list[httpx.Response] = []
-    running = threading.Thread(target=lambda: answers.append(httpx.post(server.url + PATH, json=CHAT)))
+    running = threading.Thread(target=lambda: answers.append(_asked(server)))
     running.start()
-    assert engine.waiting_at_gate.wait(3)
+    assert engine.waiting_at_gate.wait(LIMIT_S)
     ended: list[int] = []
-    draining = threading.Thread(target=lambda: ended.append(server.call(server.app.lifecycle.drain(5))))
+    draining = threading.Thread(target=lambda: ended.append(server.call(server.app.lifecycle.drain(LIMIT_S))))
     draining.start()
-    assert _eventually(lambda: httpx.get(f"{server.url}/ready").json()["status"] == "draining")
+    until(lambda: httpx.get(f"{server.url}/ready").json()["status"] == "draining")
     refused = httpx.post(server.url + PATH, json=CHAT)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert "retry-after" in refused.headers
     engine.open_gate()
-    running.join(3)
-    draining.join(3)
+    running.join(LIMIT_S)
+    draining.join(LIMIT_S)
     assert answers[0].status_code == 200
     assert answers[0].json()["choices"][0]["finish_reason"] == "stop"
     assert ended == [0]
@@ -212,18 +208,14 @@ def test_drain_ends_what_is_left_with_an_error(engine: FakeEngine, server: Runni
     engine.gate_at = 1
     texts: list[str] = []
     statuses: list[int] = []
-    streamed = threading.Thread(
-        target=lambda: texts.append(httpx.post(server.url + PATH, json=CHAT | {"stream": True}).text)
-    )
-    whole = threading.Thread(target=lambda: statuses.append(httpx.post(server.url + PATH, json=CHAT).status_code))
+    streamed = threading.Thread(target=lambda: texts.append(_asked(server, stream=True).text))
+    whole = threading.Thread(target=lambda: statuses.append(_asked(server).status_code))
     streamed.start()
     whole.start()
-    assert _eventually(lambda: len(engine.requests) == 2)
-    assert engine.waiting_at_gate.wait(3)
-    time.sleep(0.05)
+    until(lambda: engine.num_at_gate == 2)
     assert server.call(server.app.lifecycle.drain(0.05)) == 2
-    streamed.join(3)
-    whole.join(3)
+    streamed.join(LIMIT_S)
+    whole.join(LIMIT_S)
     assert json.loads(texts[0].strip().split("\n\n")[-1].removeprefix("data: "))["error"]["code"] == "draining"
     assert statuses == [503]
     assert len(engine.aborted) == 2

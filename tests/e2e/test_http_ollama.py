@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,9 +130,17 @@ def test_the_model_is_listed_shown_and_running(client: ollama.Client) -> None:
     assert shown.capabilities == ["completion", "embedding", "tools"]
     assert shown.template is not None and "message.role" in shown.template
     assert shown.modelinfo is not None
-    assert shown.modelinfo["TinyForCausalLM.context_length"] == 4096
+    assert shown.modelinfo["general.architecture"] == "tiny"
+    assert shown.modelinfo["general.parameter_count"] == 1_234_567
+    assert shown.modelinfo["tiny.context_length"] == 4096
+    assert shown.details is not None
+    assert (shown.details.family, shown.details.parameter_size) == ("tiny", "1.23M")
+
+
+def test_memory_is_the_weights_and_the_pages_that_hold_something(client: ollama.Client) -> None:
     (running,) = client.ps().models
-    assert (running.model, running.size_vram, running.context_length) == ("tiny", 2 << 20, 4096)
+    assert (running.model, running.context_length) == ("tiny", 4096)
+    assert running.size_vram == running.size == 5_000_000 + (1 << 20) * 10 // 64
 
 
 def test_version(server: RunningServer) -> None:
@@ -176,7 +185,7 @@ def test_a_model_that_reasons_thinks_where_asked() -> None:
         ("chat", {"messages": HELLO, "options": {"mirostat": 2}}, "options.mirostat"),
         ("chat", {"messages": HELLO, "options": {"temperature": "hot"}}, "options.temperature"),
         ("chat", {"messages": HELLO, "options": {"num_predict": 0}}, "options.num_predict"),
-        ("chat", {"messages": HELLO, "options": {"repeat_last_n": 64}}, "options.repeat_last_n"),
+        ("chat", {"messages": HELLO, "options": {"repeat_last_n": 32}}, "options.repeat_last_n"),
         ("chat", {"messages": HELLO, "format": "xml"}, "format"),
         ("generate", {"prompt": "a", "context": [1, 2]}, "context"),
         ("generate", {"prompt": "a", "suffix": "b"}, "suffix"),
@@ -201,13 +210,53 @@ def test_another_model_and_another_route(server: RunningServer, client: ollama.C
     assert httpx.get(f"{server.url}/api/chat").json()["error"] == "/api/chat does not take GET; use POST"
 
 
-def test_the_media_type_may_be_missing_but_not_from_a_web_page(server: RunningServer) -> None:
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("media_type", [None, FORM, "text/plain;charset=UTF-8"])
+def test_the_media_type_is_free_but_not_for_a_web_page(server: RunningServer, media_type: str | None) -> None:
     body = json.dumps({"model": "tiny", "messages": HELLO, "stream": False}).encode()
-    assert httpx.post(f"{server.url}/api/chat", content=body).json()["message"]["content"] == "Hello there!"
-    page = httpx.post(f"{server.url}/api/chat", content=body, headers={"origin": "https://evil.example"})
-    assert page.status_code == 415
-    plain = httpx.post(f"{server.url}/api/chat", content=body, headers={"content-type": "text/plain"})
-    assert plain.status_code == 415
+    typed = {} if media_type is None else {"content-type": media_type}
+    before = len(server.engine.requests)
+    assert httpx.post(f"{server.url}/api/chat", content=body, headers=typed).json()["message"] == {
+        "role": "assistant",
+        "content": "Hello there!",
+    }
+    for name, value in (("origin", "https://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")):
+        page = httpx.post(f"{server.url}/api/chat", content=body, headers=typed | {name: value})
+        assert page.status_code == 415
+        assert "expected application/json" in page.json()["error"]
+    other = httpx.post(f"{server.url}/v1/completions", content=b'{"model": "tiny", "prompt": "a"}', headers=typed)
+    assert other.status_code == 415
+    assert len(server.engine.requests) == before + 1
+
+
+def test_curl_without_a_header_is_answered(server: RunningServer) -> None:
+    """As Ollama documents it: curl then sends the type of a form."""
+    asked = '{"model": "tiny", "prompt": "Hi", "stream": false}'
+    run = subprocess.run(
+        ["curl", "-s", f"{server.url}/api/generate", "-d", asked], capture_output=True, timeout=60, check=True
+    )
+    assert json.loads(run.stdout)["response"] == "Hello there!"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("num_predict", [1, 12])
+def test_durations_are_those_of_prompt_and_answer(stream: bool, num_predict: int) -> None:
+    engine = FakeEngine(says("Hello there!"))
+    engine.pause_s = 0.01
+    body = {"model": "tiny", "prompt": "Hi", "stream": stream, "options": {"num_predict": num_predict}}
+    with RunningServer(engine) as running:
+        last = json.loads(httpx.post(f"{running.url}/api/generate", json=body).text.splitlines()[-1])
+    assert last["eval_count"] == num_predict
+    assert last["eval_duration"] > (num_predict - 1) * 9e6
+    assert 0 < last["prompt_eval_duration"] < last["total_duration"]
+    assert last["prompt_eval_duration"] + last["eval_duration"] <= last["total_duration"]
+
+
+def test_options_with_ollamas_defaults_are_let_through(client: ollama.Client) -> None:
+    options = {"repeat_last_n": 64, "mirostat": 0, "mirostat_eta": 0.1, "mirostat_tau": 5.0, "typical_p": 1.0}
+    assert client.generate(model="tiny", prompt="Hi", options=options).response == "Hello there!"
 
 
 def test_unknown_fields_and_options_are_listed(server: RunningServer) -> None:

@@ -47,6 +47,14 @@ def test_answer_has_items_usage_and_what_was_asked(server: RunningServer, client
     assert (answer.truncation, answer.tool_choice, answer.tools, answer.error) == ("disabled", "auto", [], None)
 
 
+def test_hints_are_taken_and_told_again(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model="tiny", input="Hi", text={"verbosity": "low"}, prompt_cache_key="k", safety_identifier="u"
+    )
+    assert answer.output_text == "Hello there!"
+    assert answer.text is not None and answer.text.verbosity == "low"
+
+
 def test_the_clients_stream_helper_gathers_the_same_response(client: openai.OpenAI) -> None:
     with client.responses.stream(model="tiny", input="Hi") as stream:
         events = list(stream)
@@ -242,7 +250,7 @@ def test_truncation_drops_the_oldest_messages_only_where_asked(server: RunningSe
         ({"background": True}, "background"),
         ({"conversation": "c"}, "conversation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"max_output_tokens": 5000}, "input"),
+        ({"max_output_tokens": 5000}, "max_output_tokens"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"truncation": "some"}, "truncation"),

@@ -21,6 +21,7 @@ from drivetrain.errors import ConfigError
 from drivetrain_server.serve import bind, serve
 from fakes.engine import FakeEngine
 from fakes.server import RunningServer, frontend_factory
+from fakes.waiting import LIMIT_S
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
@@ -49,30 +50,30 @@ def _process(drain_s: float, *options: str) -> Iterator[tuple[subprocess.Popen[s
         process.communicate()
 
 
-@pytest.mark.parametrize(("drain_s", "signals"), [(0.2, 1), (60.0, 2)], ids=["drain time is over", "second signal"])
+@pytest.mark.parametrize(("drain_s", "signals"), [(0.2, 1), (600.0, 2)], ids=["drain time is over", "second signal"])
 def test_signal_ends_running_streams_with_an_error_event(drain_s: float, signals: int) -> None:
     with _process(drain_s) as (process, address):
         assert process.stdout is not None
-        with httpx.stream("POST", f"{address}/v1/chat/completions", json=CHAT, timeout=10) as answer:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=CHAT, timeout=LIMIT_S) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             assert process.stdout.readline().startswith("Ending: running requests have")
-            assert httpx.get(f"{address}/ready").json()["status"] == "draining"
             if signals == 2:
+                assert httpx.get(f"{address}/ready").json()["status"] == "draining"
                 process.send_signal(signal.SIGINT)
             last = [line for line in lines if line][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
         assert process.stdout.readline() == "shut down: True, aborted: 1\n"
-        assert process.wait(5) == 0
+        assert process.wait(LIMIT_S) == 0
 
 
 @pytest.mark.parametrize("options", [(), ("stuck",)], ids=["idle", "starting"])
 def test_server_without_requests_ends_at_once(options: tuple[str, ...]) -> None:
-    with _process(60.0, *options) as (process, address):
+    with _process(600.0, *options) as (process, address):
         assert httpx.get(f"{address}/health").status_code == 200
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 0
+        assert process.wait(LIMIT_S) == 0
 
 
 def test_taken_port_is_a_config_error_that_names_it() -> None:

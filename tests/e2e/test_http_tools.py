@@ -163,6 +163,18 @@ def test_effort_without_a_variable_is_refused() -> None:
     assert answer.json()["error"]["param"] == "reasoning_effort"
 
 
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_thinking_may_be_switched_off_where_there_is_none(name: str) -> None:
+    statuses: dict[str, list[int]] = {}
+    for template in (PLAIN, OPENS_THINKING):
+        with RunningServer(FakeEngine(), frontend=frontends_with(template)) as running:
+            for value in (False, None, True):
+                body = {"model": "tiny", "messages": HELLO, "chat_template_kwargs": {name: value}}
+                answer = httpx.post(f"{running.url}/v1/chat/completions", json=body)
+                statuses.setdefault(template, []).append(answer.status_code)
+    assert statuses == {PLAIN: [200, 200, 400], OPENS_THINKING: [400, 200, 400]}
+
+
 def test_reasoning_that_the_prompt_began_is_told_apart() -> None:
     engine = FakeEngine(says("Two and two.\n</think>\n\nFour."))
     with (
@@ -196,6 +208,40 @@ def test_malformed_calls_are_content(server: RunningServer, client: openai.OpenA
         choice = ask(client).choices[0]
         assert (choice.message.content, choice.finish_reason) == (said, "stop")
         assert "".join(chunk.choices[0].delta.content or "" for chunk in ask(client, stream=True)) == said
+
+
+def test_what_the_limit_left_of_a_call_is_no_content(server: RunningServer, client: openai.OpenAI) -> None:
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    for said, content, num_calls in (
+        (f'Ok. {call}\n<tool_call>\n{{"name": "n', "Ok.", 1),
+        ("Ok. <tool_call>\n{", "Ok.", 0),
+    ):
+        server.engine.script = says(said)
+        choice = ask(client, max_tokens=len(said)).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("length", content)
+        assert len(choice.message.tool_calls or []) == num_calls
+        chunks = [chunk.choices[0] for chunk in ask(client, max_tokens=len(said), stream=True)]
+        assert "".join(chunk.delta.content or "" for chunk in chunks) == content
+        assert chunks[-1].finish_reason == "length"
+
+
+def test_required_calls_end_where_one_is_made_once_more(server: RunningServer, client: openai.OpenAI) -> None:
+    once = '<tool_call>\n{"name": "now", "arguments": {"zone": %d}}\n</tool_call>\n'
+    server.engine.script = says("".join(once % zone for zone in (1, 10, 1, 2)) * 100)
+    answer = ask(client, tool_choice="required")
+    assert [call.function.arguments for call in answer.choices[0].message.tool_calls] == ['{"zone": 1}', '{"zone": 10}']
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("tool_calls", None)
+    assert answer.usage.completion_tokens == len("".join(once % zone for zone in (1, 10, 1))) - len("\n</tool_call>\n")
+    chunks = [chunk.choices[0] for chunk in ask(client, tool_choice="required", stream=True)]
+    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert "".join(piece.function.arguments or "" for piece in pieces) == '{"zone": 1}{"zone": 10}'
+    assert chunks[-1].finish_reason == "tool_calls"
+    assert not any(chunk.delta.content for chunk in chunks)
+    assert len(server.engine.aborted) == 2 and not server.engine.finished
+    assert (
+        len(ask(client, tool_choice={"type": "function", "function": {"name": "now"}}).choices[0].message.tool_calls)
+        == 1
+    )
 
 
 def test_arguments_cut_by_the_limit_are_told_as_far_as_they_came(server: RunningServer, client: openai.OpenAI) -> None:
@@ -253,13 +299,36 @@ def test_a_demanded_form_is_that_of_the_content_behind_reasoning_that_the_prompt
     ):
         message = ask(client, tools=openai.omit, response_format=schema).choices[0].message
         behind = engine.requests[-1].params.grammar
-        engine.script = says("yes")
+        engine.script = says("Hm.</think>yes")
         chosen = ask(client, tools=openai.omit, extra_body={"guided_choice": ["yes", "no"]}).choices[0].message
-        alone = engine.requests[-1].params.grammar
+        choice = engine.requests[-1].params.grammar
     assert (message.reasoning, message.content) == ("Hm.", '{"a": 1}')
-    assert behind.kind == "lark" and "</think>" in behind.value
-    assert (chosen.reasoning, chosen.content) == (None, "yes")
-    assert alone.kind == "choice"
+    assert (chosen.reasoning, chosen.content) == ("Hm.", "yes")
+    assert (behind.kind, choice.kind) == ("json_schema", "choice")
+    assert "</think>" in behind.within and behind.within == choice.within
+
+
+def test_a_message_that_is_gone_on_with_keeps_to_its_own_reasoning() -> None:
+    engine = FakeEngine(says("so.</think>yes"))
+
+    def gone_on(client: openai.OpenAI, said: str, **fields: Any) -> tuple[Any, Any]:
+        messages = [*HELLO, {"role": "assistant", "content": said}]
+        extra = {"add_generation_prompt": False, "continue_final_message": True} | fields.pop("extra", {})
+        answer = client.chat.completions.create(model="tiny", messages=messages, extra_body=extra, **fields)
+        return answer.choices[0].message, engine.requests[-1].params.grammar
+
+    with (
+        RunningServer(engine, frontend=frontends_with(QWEN3)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        choice = {"guided_choice": ["yes", "no"]}
+        message, form = gone_on(client, "<think>Let me see,", extra=choice)
+        assert (message.reasoning, message.content) == ("so.", "yes")
+        assert form.within.startswith("start: reasoning "), "it has to end the reasoning"
+        _, calls = gone_on(client, "<think>Let me see,", tools=[WEATHER], tool_choice="required")
+        assert calls.value.startswith("start: reasoning ")
+        _, alone = gone_on(client, "The answer is ", extra=choice)
+        assert (alone.kind, alone.within) == ("choice", "")
 
 
 def test_tools_and_another_form_exclude_each_other_where_a_call_is_required(client: openai.OpenAI) -> None:

@@ -85,7 +85,6 @@ def test_the_chat_page(server: ServeProcess, browser: Browser, pictures: Path, f
         page.fill("#message", QUESTION)
         page.keyboard.press("Enter")
         answer = page.locator(".turn.assistant").first
-        page.locator("#stop").wait_for(timeout=LIMIT_MS)
         answer.locator(".meta > *").first.wait_for(timeout=LIMIT_MS)
         text = answer.locator(".body").inner_text()
         assert text.startswith("The sky is blue because of a process called Rayleigh scattering"), text

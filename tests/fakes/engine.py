@@ -33,6 +33,8 @@ INFO = EngineInfo(
     pooling="mean",
     embedding_size=8,
     embedding_dimensions=None,
+    loaded_bytes=5_000_000,
+    num_parameters=1_234_567,
 )
 
 Script = Callable[[GenerateRequest, int], list[int]]
@@ -51,6 +53,7 @@ class FakeEngine:
         batch: tokens an update.
         pause_s: between updates.
         gate_at: completions stop before this token until `open_gate`; None is no gate.
+        num_at_gate: how many requests have come to it.
         refuse: raised instead of an answer.
         die_at: the engine dies before this token.
         fail_at: each request fails before this token.
@@ -75,6 +78,7 @@ class FakeEngine:
         self.index_aborts: list[tuple[str, int | None]] = []
         self.finished: list[str] = []
         self.waiting_at_gate = threading.Event()
+        self.num_at_gate = 0
         self.abort_seen = threading.Event()
         self.was_shut_down = False
         self._gate = threading.Event()
@@ -214,6 +218,7 @@ class FakeEngine:
 
     async def _wait(self, at: int) -> None:
         if self.gate_at is not None and at >= self.gate_at:
+            self.num_at_gate += not self._gate.is_set()
             self.waiting_at_gate.set()
             while not self._gate.is_set():
                 if self._failure is not None:

@@ -81,10 +81,10 @@ class PagedDevice:
     def stage(self, schedule: Schedule) -> Staged:
         """Captures what the host knows now; nothing of the request may be read later."""
         rows: list[StagedRow] = []
-        for at, row in enumerate(schedule.rows):
+        for row in schedule.rows:
             request = row.request
             end = row.start + row.num_tokens
-            decode = at < schedule.num_decode_rows
+            known = row.start < len(request.tokens)
             rows.append(
                 StagedRow(
                     request_id=request.request_id,
@@ -92,7 +92,7 @@ class PagedDevice:
                     start=row.start,
                     num_tokens=row.num_tokens,
                     samples=row.samples,
-                    host_ids=None if decode else request.tokens[row.start : end],
+                    host_ids=request.tokens[row.start : end] if known else None,
                     admitted=row.admitted,
                     new_pages=request.pages[row.first_new_page : row.first_new_page + row.num_new_pages],
                     root=root_of(request.salt),

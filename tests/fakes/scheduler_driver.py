@@ -22,6 +22,7 @@ class Traffic:
     abort: float = 0.02
     fail: float = 0.01
     clear: float = 0.002
+    hold: float = 0.05
     longest_prompt: int = 40
     longest_answer: int = 24
     num_prefixes: int = 3
@@ -68,6 +69,7 @@ class Driver:
             min_tokens=rng.randint(0, max_tokens) if rng.random() < 0.2 else 0,
             prompt_logprobs=1 if rng.random() < 0.1 else None,
             seed=rng.randrange(100),
+            frequency_penalty=1.0 if rng.random() < 0.1 else 0.0,
         )
         priority, salt = rng.choice((0, 0, 0, -1, 2)), rng.choice((b"", b"", b"b"))
         eos = EOS if rng.random() < 0.8 else frozenset[int]()
@@ -121,16 +123,36 @@ class Driver:
         """Schedules, then lands or fails what must come home."""
         self.now_s += 0.01
         self.events += 1
+        for request in list(self.scheduler.held):
+            if request.in_flight == 0 and self.rng.random() < 0.3:
+                assert self.scheduler.release(request) is None
         schedule = self.scheduler.schedule()
         if schedule is None:
-            assert self.flying or not self.scheduler.has_work, "work is left, and nothing runs"
+            assert self.flying or self.scheduler.held or not self.scheduler.has_work, "work is left, and nothing runs"
         else:
             self.check_schedule(schedule)
-            self.flying.append((schedule, self.device.stage(schedule)))
+            staged = self.device.stage(schedule)
+            self.flying.append((schedule, staged))
+            if self.rng.random() < self.traffic.hold:
+                self.hold(schedule, staged)
         if self.flying and self.rng.random() < self.traffic.fail:
             self.fail_one()
         elif self.flying and (schedule is None or len(self.flying) > self.limits.overlap or self.rng.random() < 0.2):
             self.land_one()
+
+    def hold(self, schedule: Schedule, staged: Staged) -> None:
+        """Some rows of a step get no further ones for a while; of those that decode, some sample in vain."""
+        for row, on_device in self.rng.choices(list(zip(schedule.rows, staged.rows, strict=True)), k=2):
+            request = row.request
+            if not row.samples or request in self.scheduler.held or request in schedule.dropped:
+                continue
+            if row in schedule.rows[: schedule.num_decode_rows] and self.rng.random() < 0.7:
+                self.scheduler.sit_out(schedule, request)
+                on_device.seed += 1000  # any token
+                self.seen["sat out, penalized" if request.params.penalized else "sat out"] += 1
+            else:
+                self.scheduler.hold(request)
+                self.seen["held"] += 1
 
     def land_one(self) -> None:
         schedule, staged = self.flying.popleft()
@@ -202,6 +224,7 @@ class Driver:
         for row in rows:
             request = row.request
             assert request.status is Status.RUNNING
+            assert request not in self.scheduler.held, "a held request got a row"
             assert row.num_tokens > 0, "the last token is always computed"
             assert row.slot not in slots, "two rows share a slot"
             slots.add(row.slot)
@@ -215,6 +238,7 @@ class Driver:
             self.seen["hit"] += row.admitted and row.start > 0
             self.seen["chunk"] += not row.samples
         self.seen["copy"] += len(schedule.page_copies)
+        self.seen["preempted, held"] += sum(request in self.scheduler.held for request in schedule.preempted)
         self.seen["preempted"] += len(schedule.preempted)
         self.seen["preempted in flight"] += sum(request.in_flight > 0 for request in schedule.preempted)
 

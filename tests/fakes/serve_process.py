@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+
+from fakes.waiting import LIMIT_S, until
 
 START_LIMIT_S = 120.0
 MAIN = "from drivetrain_server.cli import main; main()"
@@ -46,14 +49,10 @@ class ServeProcess:
         start_limit_s: float = START_LIMIT_S,
     ) -> None:
         (folder / "drivetrain.toml").write_text(config)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.name = name
         self.start_limit_s = start_limit_s
-        self.url = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "serve.log").open("w+")
-        arguments = ["serve", "--model", str(model), "--served-model-name", name, "--port", str(self.port)]
+        arguments = ["serve", "--model", str(model), "--served-model-name", name, "--port", "0"]
         self.process = subprocess.Popen(
             [str(python or sys.executable), "-c", program, *arguments],
             cwd=folder,
@@ -61,7 +60,14 @@ class ServeProcess:
             stderr=self.log,
             env=os.environ | dict(environment or {}),
         )
-        self.http = httpx.Client(base_url=self.url, timeout=120)
+        self.http = httpx.Client(timeout=120)
+        try:
+            self.port = self._chosen_port()
+        except BaseException:
+            self.kill()
+            raise
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http.base_url = self.url
 
     def __enter__(self) -> Self:
         try:
@@ -77,6 +83,20 @@ class ServeProcess:
         if error is not None:
             print(self.tail())
         self.kill()
+
+    def _chosen_port(self) -> int:
+        """The port that the system chose, as the server says it."""
+        said: list[str] = []
+
+        def listening() -> bool:
+            ended = self.process.poll() is not None
+            text = Path(self.log.name).read_text()
+            said.extend(re.findall(r"^Listening on http://127\.0\.0\.1:(\d+);", text, re.MULTILINE))
+            return bool(said) or ended
+
+        until(listening, within_s=self.start_limit_s)
+        assert said, self.tail()
+        return int(said[0])
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + self.start_limit_s
@@ -112,7 +132,23 @@ class ServeProcess:
                 found[state.strip('"')] = float(value)
         return found
 
-    def assert_all_pages_back(self, capacity: int, *, within_s: float = 20.0) -> None:
+    @property
+    def num_open(self) -> int:
+        """Requests that are being answered; told without asking the engine."""
+        return httpx.get(f"{self.url}/ready", timeout=LIMIT_S).json()["open_requests"]
+
+    @contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """The engine process stands still, so that nothing that waits for it can end before the test has looked."""
+        pid = self.engine_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):  # the test may have killed it
+                os.kill(pid, signal.SIGCONT)
+
+    def assert_all_pages_back(self, capacity: int, *, within_s: float = LIMIT_S) -> None:
         deadline = time.monotonic() + within_s
         while True:
             pages = self.pages()
@@ -146,7 +182,7 @@ class ServeProcess:
         """SIGTERM, and the exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(30)
+            return self.process.wait(LIMIT_S)
         finally:
             self.kill()
 

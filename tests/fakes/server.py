@@ -12,11 +12,13 @@ from typing import Any, Self, TypeVar
 from drivetrain.client import EngineClient
 from drivetrain.config.server import ServerConfig
 from drivetrain.errors import DrivetrainError
-from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.frontend import Frontend
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain_server.app import create_app
 from drivetrain_server.serve import bind, uvicorn_server
 from fakes.engine import FakeEngine
 from fakes.text import byte_tokenizer, line_template
+from fakes.waiting import LIMIT_S, until
 
 T = TypeVar("T")
 
@@ -52,7 +54,8 @@ class RunningServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._up.wait(5), "the server did not come up"
+        until(lambda: self._up.is_set() or not self._thread.is_alive())
+        assert self._up.is_set(), "the server did not come up"
         return self
 
     def __exit__(
@@ -62,7 +65,7 @@ class RunningServer:
         if self.engine.start_gate is not None:
             self.engine.start_gate.set()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(LIMIT_S)
         assert not self._thread.is_alive(), "the server did not end"
 
     @property
@@ -71,7 +74,7 @@ class RunningServer:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()

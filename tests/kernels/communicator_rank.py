@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -75,23 +76,27 @@ def recorded_collectives(group: Communicator, device: torch.device) -> None:
         assert equal(group.all_reduce(torch.ones(3, device=device)), torch.full((3,), 2.0))
 
 
-def meet(kind: str, info: RankInfo) -> tuple[Communicator, torch.device]:
-    """This rank's communicator, and where its tensors are."""
+def meeting(kind: str) -> Callable[[RankInfo], tuple[Communicator, torch.device]]:
+    """What gives this rank's communicator, and where its tensors are; all that it imports is imported."""
     if kind == "gloo":
         from drivetrain_cpu.communicator import GlooCommunicator
 
-        return GlooCommunicator(info), torch.device("cpu")
+        return lambda info: (GlooCommunicator(info), torch.device("cpu"))
     if kind == "sockets":
         from drivetrain_opencl.communicator import SocketCommunicator
 
-        return SocketCommunicator(info), torch.device("cpu")
+        return lambda info: (SocketCommunicator(info), torch.device("cpu"))
     from drivetrain_cuda.plugin import drivetrain_backends
     from drivetrain_triton.device.communicator import NcclCommunicator
 
     os.environ.update(drivetrain_backends()[0].environment)
-    device = torch.device("cuda", info.rank)
-    torch.cuda.set_device(device)
-    return NcclCommunicator(info, device), device
+
+    def meet(info: RankInfo) -> tuple[Communicator, torch.device]:
+        device = torch.device("cuda", info.rank)
+        torch.cuda.set_device(device)
+        return NcclCommunicator(info, device), device
+
+    return meet
 
 
 def wait_for(group: Communicator, device: torch.device) -> None:
@@ -107,10 +112,13 @@ def wait_for(group: Communicator, device: torch.device) -> None:
 
 def main() -> None:
     kind, scenario, rank, port, timeout_s = *sys.argv[1:3], int(sys.argv[3]), sys.argv[4], float(sys.argv[5])
+    meet = meeting(kind)
+    print("ready", flush=True)
+    sys.stdin.readline()  # until all are: a rank that is slow to start is none that is lost
     begin = time.monotonic()
     try:
         info = RankInfo(rank=rank, world=2, init_method=f"tcp://127.0.0.1:{port}", timeout_s=timeout_s)
-        group, device = meet(kind, info)
+        group, device = meet(info)
         begin = time.monotonic() if kind == "nccl" else begin  # connecting GPUs takes seconds of its own
         if scenario == "every":
             every_collective(group, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from drivetrain_cpu.allocator import CpuAllocator, CpuKVCache
 from drivetrain_cpu.backend import CpuBackend, preferred_dtypes
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.runtime import CpuRuntime
-from drivetrain_cpu.threads import threads_for
+from drivetrain_cpu.threads import threads_for, warn_if_busy
 from drivetrain_plugins.contract.attention import NormWeights
 from drivetrain_plugins.contract.backend import RankInfo
 from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryLimits
@@ -106,6 +107,22 @@ def test_bfloat16_comes_first_only_where_the_processor_multiplies_it() -> None:
 def test_ranks_share_cores_and_a_set_number_wins() -> None:
     assert [threads_for(0, world, cores=6) for world in (1, 2, 4, 8)] == [6, 3, 1, 1]
     assert threads_for(3, 8, cores=2) == 3
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "threads", "warned"),
+    [("1.30", 2, 2, True), ("0.90", 2, 2, False), ("9.00", 2, 1, False), ("20.00", 64, 64, False), ("", 2, 2, False)],
+)
+def test_a_start_on_busy_cores_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, load: str, cores: int, threads: int, warned: bool
+) -> None:
+    if load:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/loadavg").write_text(f"{load} 0.10 0.10 1/100 4242\n")
+    warn_if_busy(threads, root=tmp_path, cores=cores)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == (
+        [f"other programs keep about 1.3 of {cores} cores busy"] if warned else []
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from drivetrain.chat_template import ChatTemplate, TemplateLimits
 from drivetrain.errors import TemplateError
+from processor_time import slowness
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
@@ -289,33 +290,35 @@ def test_hostile_template_is_stopped_soon(name: str) -> None:
     start = time.thread_time()
     with pytest.raises(TemplateError):
         template.render(CHAT[:1])
-    assert time.thread_time() - start < 1.5
+    assert time.thread_time() - start < 0.5 + slowness()
 
 
 def test_other_threads_go_on_while_a_hostile_template_runs() -> None:
     import threading
 
-    limits = TemplateLimits(max_steps=10**9, max_output_chars=10**6, max_cpu_s=0.1)
-    hostile = ChatTemplate({"default": HOSTILE["nested loops"]}, limits=limits)
     friendly = ChatTemplate({"default": CHATML})
     friendly.render(CHAT[:3])
     errors: list[str] = []
 
-    def attack() -> None:
+    def attack(max_cpu_s: float) -> None:
+        limits = TemplateLimits(max_steps=10**9, max_output_chars=10**6, max_cpu_s=max_cpu_s)
         try:
-            hostile.render(CHAT[:1])
+            ChatTemplate({"default": HOSTILE["nested loops"]}, limits=limits).render(CHAT[:1])
         except TemplateError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=attack)
-    thread.start()
-    rendered = 0
-    while thread.is_alive():
-        assert friendly.render(CHAT[:3]).endswith("<|im_start|>assistant\n")
-        rendered += 1
-    thread.join()
+    for max_cpu_s in (0.1, 0.4, 1.6):  # this thread may have no core for a while
+        thread = threading.Thread(target=attack, args=(max_cpu_s,))
+        thread.start()
+        rendered = 0
+        while thread.is_alive():
+            assert friendly.render(CHAT[:3]).endswith("<|im_start|>assistant\n")
+            rendered += 1
+        thread.join()
+        assert "took too long" in errors[-1]
+        if rendered > 5:
+            break
     assert rendered > 5
-    assert "took too long" in errors[0]
 
 
 def test_long_conversation_fits_the_budget() -> None:

@@ -90,3 +90,13 @@ def test_doctor_checks_the_configured_model(home, monkeypatch, tmp_path):
     assert found["models"].found == "one"
     assert found["model"].status == "problem"
     assert "'two'" in found["model"].found
+
+
+def test_ls_cuts_no_path_where_programs_read_it(tmp_path, monkeypatch):
+    home = tmp_path / ("deep" * 40)
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "tiny.gguf").touch()
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(build_app("ls"), ["ls"]).stdout
+    assert str(home / "models" / "tiny.gguf") in shown

@@ -21,6 +21,7 @@ from fakes.server import frontend_factory
 def engine(monkeypatch, tmp_path) -> FakeEngine:
     fake = FakeEngine(says("Hi you"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path / "home"))  # where the servers of this machine are not
     monkeypatch.setattr(cli_engine, "new_engine", lambda config: fake)
     monkeypatch.setattr(cli_engine, "frontend_factory", lambda config: frontend_factory)
     monkeypatch.setattr(models, "with_model", lambda config: config)
@@ -40,6 +41,27 @@ def test_run_streams_one_answer_through_the_chat_template(engine):
     assert (result.exit_code, result.stdout) == (0, "Hi y\n")
     assert prompts(engine) == ["user: Hello\nassistant: "]
     assert engine.was_shut_down
+
+
+def test_run_takes_the_model_first_as_serve_and_chat_do(engine, monkeypatch, tmp_path):
+    named: list[str] = []
+    monkeypatch.setattr(models, "with_model", lambda config: named.append(config.engine.model) or config)
+    (tmp_path / "prompts.txt").write_text("one\n")
+    invoke("run", "tiny", "Hello")
+    invoke("run", "Hello", "--model", "tiny")
+    invoke("run", "tiny", "--file", "prompts.txt")
+    invoke("run", "Hello")
+    assert named == ["tiny", "tiny", "tiny", ""]
+    assert [prompt.split("\n")[0] for prompt in prompts(engine)] == [*["user: Hello"] * 2, "user: one", "user: Hello"]
+
+
+def test_run_with_a_model_alone_asks_for_the_prompt(engine, monkeypatch, tmp_path):
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    (tmp_path / "home" / "models" / "tiny.gguf").touch()
+    result = invoke("run", "tiny")
+    assert str(result.exception).startswith('PROMPT: "tiny" is a model; say what it should answer')
+    assert invoke("run", "tiny", "--model", "tiny").exit_code == 0
+    assert engine.requests[0].params is not None and len(engine.requests) == 1
 
 
 def test_start_up_is_shown_as_json_lines(engine):

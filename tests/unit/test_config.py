@@ -327,3 +327,17 @@ def test_every_field_has_a_docstring_and_a_default_that_passes_its_own_check(sch
         assert setting.read(setting.default, setting.key) == (
             tuple(setting.default) if isinstance(setting.default, list) else setting.default
         )
+
+
+def test_a_table_may_be_spelt_on_the_command_line_as_in_the_file():
+    for text in ("{ temperature = 0.7 }", '{"temperature": 0.7}'):
+        config = load_config(flags={"sampling_defaults": text})
+        assert config.server.sampling_defaults == {"temperature": 0.7}
+    for text in ("temperature = 0.7", "{ temperature = }", "0.7"):
+        with pytest.raises(ConfigError, match=r"expected a table such as"):
+            load_config(flags={"sampling_defaults": text})
+
+
+def test_an_unknown_family_comes_with_the_nearest():
+    with pytest.raises(ConfigError, match=r'got "hermess", expected auto, none, .*; did you mean "hermes"\?'):
+        EngineConfig(tool_parser="hermess")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drivetrain.config import ServerConfig, load_config
+from drivetrain.errors import ConfigError
 from drivetrain_server import diagnosis
 from drivetrain_server.diagnosis import (
     check_config,
@@ -24,6 +25,8 @@ from drivetrain_server.diagnosis import (
     check_python,
     check_torch,
 )
+from drivetrain_server.running import recorded
+from drivetrain_server.serve import bind
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -89,6 +92,25 @@ def test_taken_port_is_a_problem():
         assert finding.status == "problem"
         assert finding.found == f"cannot listen on 127.0.0.1:{port}: Address already in use"
     assert check_port(ServerConfig(port=port)).status == "ok"
+
+
+def test_port_of_ones_own_server_is_no_problem_and_serve_names_that_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ServerConfig(port=taken.getsockname()[1])
+        refused = f"cannot listen on 127.0.0.1 port {config.port}: Address already in use; "
+        with pytest.raises(ConfigError, match=refused + "choose another port with --port$"):
+            bind(config)
+        with recorded(f"http://127.0.0.1:{config.port}", "tiny"):
+            finding = check_port(config)
+            own = rf"your server of tiny \(pid {os.getpid()}, `drivetrain ps`\) has it: end that one, or choose another"
+            with pytest.raises(ConfigError, match=refused + own):
+                bind(config)
+    assert finding.status == "ok"
+    assert finding.found == f"127.0.0.1:{config.port} is where your server of tiny listens (pid {os.getpid()})"
 
 
 def test_wrong_configuration_is_told_in_its_own_words(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from drivetrain_plugins.discovery import Discovery, blocked_by_environment, discover
 from drivetrain_plugins.status import BackendState, Origin, Status
+from fakes.waiting import LIMIT_S
 from plugin_packages import PluginPackages, plugin_source
 
 MARKED_HOOK = "from drivetrain_plugins.hooks import hookimpl\n@hookimpl\n"
@@ -161,12 +162,16 @@ def test_what_a_crashed_plugin_printed_is_kept(packages: PluginPackages) -> None
 
 
 def test_a_slow_import_is_cut_off_at_the_limit_and_the_others_are_not(packages: PluginPackages) -> None:
-    packages.install("slow", "import time; time.sleep(60)")
+    packages.install("slow", "import time; time.sleep(600)")
     packages.install("acme")
-    started = time.monotonic()
-    discovery = discover(time_limit_s=0.6)
-    assert time.monotonic() - started < 3
-    assert rejected(discovery, "slow").reason == ("the process that imported 'slow_plugin' did not answer within 0.6 s")
+    for limit_s in (0.6, 3.0, 15.0):  # until a sound plugin is imported within it on this machine
+        started = time.monotonic()
+        discovery = discover(time_limit_s=limit_s)
+        assert time.monotonic() - started < limit_s + LIMIT_S
+        told = rejected(discovery, "slow").reason
+        assert told == f"the process that imported 'slow_plugin' did not answer within {limit_s:g} s"
+        if "acme" in names(discovery):
+            break
     assert "acme" in names(discovery)
 
 

@@ -35,6 +35,7 @@ from drivetrain_server.wire.unservable import (
     COMMON,
     COMPLETIONS,
     EMBEDDINGS,
+    IGNORED,
     MESSAGES,
     OLLAMA,
     OLLAMA_OPTIONS,
@@ -143,6 +144,40 @@ def test_tables_of_fields_are_those_of_the_wire(mark: str, expected: list[str]) 
     assert sorted(names(row[0])[0] for row in table("http.md", mark)) == expected
 
 
+def sentences(cell: str, default: str) -> str:
+    """What the table of a page says of a field, as the docstring of the field has it."""
+    meaning = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", cell)
+    told = f"{meaning[0].upper()}{meaning[1:]}."
+    return told if default in ("", "none", "required") else f"{told} Default: {default}."
+
+
+@pytest.mark.parametrize(
+    ("mark", "models"),
+    [
+        ("fields: SamplingFields", [SamplingFields]),
+        ("fields: ChatRequest - SamplingFields", [ChatRequest]),
+        ("fields: ChatMessage", [ChatMessage]),
+        ("fields: CompletionRequest - SamplingFields", [CompletionRequest]),
+        ("fields: EmbeddingRequest", [EmbeddingRequest]),
+        ("fields: ResponsesRequest", [ResponsesRequest]),
+        ("fields: InputItemsQuery", [InputItemsQuery]),
+        ("fields: MessagesRequest", [MessagesRequest]),
+        ("fields: OllamaChat + OllamaGenerate", [OllamaChat, OllamaGenerate]),
+        ("fields: TokenizeText + TokenizeChat + Detokenize", [TokenizeText, TokenizeChat, Detokenize]),
+    ],
+)
+def test_meanings_of_fields_are_their_docstrings(mark: str, models: list[type[BaseModel]]) -> None:
+    head = (DOCS / "http.md").read_text("utf-8").split(f"<!-- {mark} -->\n", 1)[1].split("\n", 1)[0]
+    for row in table("http.md", mark):
+        name = names(row[0])[0]
+        owners = [model for model in models if name in model.model_fields]
+        expected = sentences(row[-1], row[3] if "| default |" in head else "")
+        if row[-1] == "as in chat completions":
+            expected = ChatRequest.model_fields[name].description or ""
+        for owner in owners:
+            assert " ".join((owner.model_fields[name].description or "").split()) == " ".join(expected.split()), name
+
+
 def test_refused_fields_have_their_reasons() -> None:
     listed = {(names(row[0])[0], row[1]): (row[2], len(names(row[3]))) for row in table("http.md", "refused")}
     known = {
@@ -154,6 +189,11 @@ def test_refused_fields_have_their_reasons() -> None:
         for name, rule in rules.items()
     }
     assert listed == known
+
+
+def test_fields_that_change_nothing_are_listed() -> None:
+    text = (DOCS / "http.md").read_text("utf-8").split("<!-- ignored -->\n", 1)[1]
+    assert tuple(names(text.split("\n- ", 1)[0])) == IGNORED
 
 
 def test_table_of_errors_is_the_map() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -13,8 +12,7 @@ from drivetrain.config import EngineConfig
 from drivetrain.process.child import EngineProcess
 from drivetrain.process.client import ProcessEngine
 from drivetrain_plugins.spec import BackendSpec
-
-LIMIT_S = 30.0
+from fakes.waiting import LIMIT_S, until
 
 
 def spec(name: str, **environment: str) -> BackendSpec:
@@ -29,11 +27,8 @@ def spec(name: str, **environment: str) -> BackendSpec:
     )
 
 
-def ended(process: EngineProcess) -> int:
-    deadline = time.monotonic() + LIMIT_S
-    while process.returncode is None:
-        assert time.monotonic() < deadline, "the process goes on"
-        time.sleep(0.01)
+def ended(process: EngineProcess) -> int | None:
+    until(lambda: process.returncode is not None)
     return process.returncode
 
 
@@ -50,10 +45,13 @@ def test_a_process_that_nobody_takes_over_ends() -> None:
 
 def imported(monkeypatch: pytest.MonkeyPatch, found: list[BackendSpec]) -> bool:
     """Whether torch is imported ahead when these backends may be chosen."""
-    seen = threading.Event()
-    monkeypatch.setattr(assembly.importlib, "import_module", lambda name: seen.set() if name == "torch" else None)
+    seen: list[str] = []
+    monkeypatch.setattr(assembly.importlib, "import_module", seen.append)
     assembly._import_torch_ahead(found)
-    return seen.wait(0.5)
+    for thread in threading.enumerate():
+        if thread.name == "import torch":
+            thread.join(LIMIT_S)
+    return seen == ["torch"]
 
 
 def test_torch_is_imported_in_the_environment_of_every_backend_that_may_be_chosen(

@@ -39,8 +39,7 @@ from drivetrain.process.frames import (
 from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
 from fakes.tiny_engine import run, tiny_engine
-
-LIMIT_S = 20.0
+from fakes.waiting import LIMIT_S, until
 
 
 def request(request_id: str, **params: object) -> GenerateRequest:
@@ -117,8 +116,27 @@ class Running:
         self.engine: Engine | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.frontends: list[Frontend] = []
+        self.go_on = threading.Event()
 
-    def serve(self, engine: Engine) -> None:
+    def serve(self, engine: Engine, *, stop_after: int | None = None) -> None:
+        """Serve; so many steps after the last request, none gets further until `go_on` is set. Messages are read."""
+        step, submit, done = engine.step, engine.submit, 0
+
+        def held_step() -> list[Update]:
+            nonlocal done
+            if done == stop_after and not self.go_on.is_set():
+                time.sleep(0.001)
+                return []
+            done += 1
+            return step()
+
+        def noted_submit(request: GenerateRequest) -> None:
+            nonlocal done
+            submit(request)
+            done = 0
+
+        if stop_after is not None:
+            engine.step, engine.submit = held_step, noted_submit  # type: ignore[method-assign]
         self.engine = engine
         self.thread.start()
 
@@ -146,18 +164,12 @@ class Running:
 def served(tmp_path: Path) -> Iterator[Running]:
     running = Running(tmp_path)
     yield running
+    running.go_on.set()
     if running.thread.is_alive():
         running.connect().send(Shutdown(0.0))
         running.join()
     for frontend in running.frontends:
         frontend.connection.close()
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    limit = time.monotonic() + LIMIT_S
-    while not check():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def test_each_frontend_gets_the_answers_of_its_own_requests(served: Running) -> None:
@@ -203,7 +215,7 @@ def test_a_frontend_that_comes_late_is_told_every_phase_and_that_the_engine_is_r
 def test_a_refused_request_is_told_why_and_the_others_go_on(
     served: Running, changes: dict[str, object], kind: str, words: str
 ) -> None:
-    served.serve(tiny_engine(max_waiting=3))
+    served.serve(tiny_engine(max_waiting=3), stop_after=4)
     frontend = served.connect()
     frontend.send(Submit(request("busy", max_tokens=60)))
     frontend.send(Submit(replace(request("bad"), **changes)))  # type: ignore[arg-type]
@@ -211,22 +223,25 @@ def test_a_refused_request_is_told_why_and_the_others_go_on(
     assert isinstance(refused, Refused)
     assert (refused.request_id, refused.kind) == (changes.get("request_id", "bad"), kind)
     assert words in str(raised(refused))
+    served.go_on.set()
     assert frontend.answer("busy")[-1].finish_reason == "length"
 
 
 def test_a_frontend_that_leaves_takes_its_requests_with_it(served: Running) -> None:
-    served.serve(tiny_engine())
+    served.serve(tiny_engine(), stop_after=6)
     stays, leaves = served.connect(), served.connect()
     stays.send(Submit(request("mine", max_tokens=200)))
     for name in ("a", "b"):
         leaves.send(Submit(request(name, max_tokens=200)))
-    leaves.until(lambda message: isinstance(message, Updates))
+    until(lambda: stays.stats().stats.running == 3)
     leaves.connection.close()
-    eventually(lambda: stays.stats().stats.running <= 1)
+    until(lambda: stays.stats().stats.running == 1)
     assert served.engine is not None
     assert not served.engine.is_live("a")
     assert not served.engine.is_live("b")
     stays.send(Abort("mine"))
+    assert stays.stats().stats.running == 0, "it has been heard"
+    served.go_on.set()
     assert stays.answer("mine")[-1].finish_reason == "abort"
     assert stays.stats().stats.pages_used == 0
 
@@ -240,7 +255,7 @@ def test_a_frontend_that_stops_reading_is_given_up(served: Running, monkeypatch:
         stuck.send(Submit(request(f"s{turn}", max_tokens=230, logprobs=20)))
     healthy.send(Submit(request("h", max_tokens=20)))
     assert healthy.answer("h")[-1].finish_reason == "length"
-    eventually(lambda: healthy.stats().stats.running == 0)
+    until(lambda: healthy.stats().stats.running == 0)
     stats = healthy.stats().stats
     assert stats.waiting == 0
     assert stats.finished < 21, "its requests were ended, not finished into nowhere"
@@ -274,13 +289,14 @@ def test_the_prefix_cache_is_reset_on_demand_also_while_a_request_runs(served: R
 
 
 def test_an_engine_sleeps_only_when_nothing_runs(served: Running) -> None:
-    served.serve(tiny_engine())
+    served.serve(tiny_engine(), stop_after=4)
     frontend = served.connect()
     frontend.send(Submit(request("a", max_tokens=100)))
     frontend.until(lambda message: isinstance(message, Updates))
     frontend.send(Sleep())
     busy = frontend.until(lambda message: isinstance(message, Slept))[-1]
     assert isinstance(busy, Slept) and busy.kind == "EngineError" and "1 requests are under way" in busy.message
+    served.go_on.set()
     frontend.answer("a")
     frontend.send(Sleep())
     frontend.send(Submit(request("b")))
@@ -293,7 +309,7 @@ def test_an_engine_sleeps_only_when_nothing_runs(served: Running) -> None:
 
 
 def test_draining_finishes_what_runs_and_refuses_what_comes(served: Running) -> None:
-    served.serve(tiny_engine())
+    served.serve(tiny_engine(), stop_after=4)
     frontend = served.connect()
     frontend.send(Submit(request("a", max_tokens=100)))
     frontend.until(lambda message: isinstance(message, Updates))
@@ -302,17 +318,19 @@ def test_draining_finishes_what_runs_and_refuses_what_comes(served: Running) -> 
     refused = frontend.until(lambda message: isinstance(message, Refused))[-1]
     assert isinstance(refused, Refused)
     assert (refused.request_id, refused.kind) == ("late", "Draining")
+    served.go_on.set()
     assert frontend.answer("a")[-1].finish_reason == "length"
     served.join()
     assert served.error is None
 
 
 def test_when_the_time_to_drain_is_over_requests_end_with_the_reason(served: Running) -> None:
-    served.serve(tiny_engine())
+    served.serve(tiny_engine(), stop_after=4)
     frontend = served.connect()
     frontend.send(Submit(request("a", max_tokens=230)))
     frontend.until(lambda message: isinstance(message, Updates))
     frontend.send(Shutdown(0.0))
+    served.go_on.set()
     last = frontend.answer("a")[-1]
     assert (last.finish_reason, last.error) == ("abort", "the server is shutting down")
     served.join()
@@ -363,7 +381,7 @@ def test_tokens_that_come_alone_travel_as_pairs_of_line_and_token(served: Runnin
 
 
 def test_one_frontend_can_neither_double_nor_end_the_request_of_another(served: Running) -> None:
-    served.serve(tiny_engine())
+    served.serve(tiny_engine(), stop_after=4)
     first, second = served.connect(), served.connect()
     first.send(Submit(request("same", max_tokens=200)))
     first.until(lambda message: isinstance(message, Updates))
@@ -372,4 +390,6 @@ def test_one_frontend_can_neither_double_nor_end_the_request_of_another(served: 
     assert isinstance(refused, Refused)
     assert "already running" in refused.message
     second.send(Abort("same"))
+    assert second.stats().stats.running == 1
+    served.go_on.set()
     assert first.answer("same")[-1].finish_reason == "length"

@@ -18,6 +18,7 @@ from drivetrain.weights import open_weights
 from drivetrain.weights.gguf_dequantize import dequantize
 from drivetrain.weights.gguf_header import read_gguf_header
 from drivetrain.weights.gguf_names import NAMINGS, Layout, map_tensor_names, undo_layout
+from processor_time import slowness
 from tiny_gguf import HEADS, HIDDEN, KV_HEADS, decoder_metadata, llama_file, llama_tensors, write_gguf
 
 HEAD = HIDDEN // HEADS
@@ -275,5 +276,5 @@ def test_quick_start_model_loads_in_two_seconds(smollm2_path: Path) -> None:
     weights = open_weights(smollm2_path)
     num_values = sum(weights.get(name).numel() for name in weights.names())
     assert num_values == 134_515_008
-    assert time.thread_time() - start < 2
+    assert time.thread_time() - start < 2 * slowness()
     assert load_model_config(smollm2_path)["rope_theta"] == 100_000.0

@@ -15,15 +15,12 @@ from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.grammar.matcher import GrammarMatcher
 from fakes.tiny_grammars import end_id, tiny_grammars, tiny_tokenizer
 
-WORDS = -(-tiny_tokenizer().vocab_size // 32)
-
 
 def allowed(matcher: GrammarMatcher) -> list[str]:
     """Texts of the tokens that may come next, the end as nothing."""
-    mask = np.zeros(WORDS, np.int32)
-    if not matcher.fill(mask.ctypes.data, mask.nbytes):
+    if matcher.mask_W is None:
         return []
-    ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: tiny_tokenizer().vocab_size])
+    ids = np.flatnonzero(np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")[: tiny_tokenizer().vocab_size])
     return sorted("" if token == end_id() else tiny_tokenizer().token_text(int(token)) for token in ids)
 
 
@@ -169,7 +166,6 @@ def test_padding_of_the_vocabulary_is_never_allowed() -> None:
     size = tiny_tokenizer().vocab_size
     padded = size + 100
     matcher = tiny_grammars(padded).compile(Grammar(kind="regex", value="(.|\n)*")).matcher()
-    mask = np.zeros(-(-padded // 32), np.int32)
-    assert matcher.fill(mask.ctypes.data, mask.nbytes)
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert matcher.mask_W is not None and matcher.mask_W.shape == (-(-padded // 32),)
+    bits = np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")
     assert bits[:size].sum() > size / 2 and not bits[size:].any()

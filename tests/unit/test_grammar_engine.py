@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -13,9 +15,13 @@ import pytest
 
 from drivetrain.engine import Engine
 from drivetrain.errors import RequestError
-from drivetrain.grammar import Grammar
+from drivetrain.grammar import Grammar, masks
+from drivetrain.grammar.matcher import GrammarMatcher, Pace
 from drivetrain.messages import GenerateRequest, Update
+from drivetrain.request import Request
 from drivetrain.sampling import SamplingParams
+from drivetrain.scheduler import Schedule, Scheduler
+from drivetrain.scheduling.running import RunningSet
 from drivetrain_plugins.contract.batch import StepBatch, Ticket
 from drivetrain_plugins.errors import OutOfMemory
 from fakes.replaying_device import ReplayingDevice
@@ -149,6 +155,72 @@ def test_steps_that_fail_leave_other_grammars_where_they_were(overlap: bool) -> 
     assert 0 < len(failed) < len(answers)
     for key in answers.keys() - failed:
         assert answers[key] == expected[key][0], key
+
+
+@pytest.fixture
+def slow_masks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """One mask of four takes longer than a step waits, and some of those count as costly; counts who sat out."""
+    rng, seen = random.Random(9), Counter[str]()
+    work, sit_out, hold, note = GrammarMatcher.work, Scheduler.sit_out, RunningSet.hold, Pace.note
+
+    def slowly(matcher: GrammarMatcher) -> None:
+        if rng.random() < 0.25:
+            time.sleep(0.002)
+        work(matcher)
+
+    def sitting_out(scheduler: Scheduler, schedule: Schedule, request: Request) -> None:
+        seen["void"] += 1
+        seen["void, penalized"] += request.params.penalized
+        sit_out(scheduler, schedule, request)
+
+    def holding(running: RunningSet, request: Request) -> None:
+        seen["held"] += 1
+        hold(running, request)
+
+    def noting(pace: Pace, cost_s: float) -> None:
+        note(pace, 1.0 if rng.random() < 0.02 else 0.0)
+
+    monkeypatch.setattr(masks, "_PATIENCE_S", 0.0005)
+    monkeypatch.setattr(GrammarMatcher, "work", slowly)
+    monkeypatch.setattr(Scheduler, "sit_out", sitting_out)
+    monkeypatch.setattr(RunningSet, "hold", holding)
+    monkeypatch.setattr(Pace, "note", noting)
+    return seen
+
+
+def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_masks: Counter[str]) -> None:
+    count, preemptions, void = 9, 0, Counter[str]()
+    expected = plain_answers(7, count)
+    for overlap, (step_tokens, pages) in product((False, True), ((512, 400), (13, 14))):
+        slow_masks.clear()
+        engine = grammar_engine(overlap=overlap, step_tokens=step_tokens, pages=pages)
+        assert_same(expected, run(engine, grammar_requests(7, count)))
+        stats = engine.stats()
+        assert (stats.pages_used, stats.failed) == (0, 0)
+        preemptions += stats.preemptions
+        assert slow_masks["held"] > 0
+        assert overlap or not slow_masks["void"]
+        void.update({name: count for name, count in slow_masks.items() if name != "held"})
+    assert min(preemptions, void["void"], void["void, penalized"]) > 0
+
+
+def test_void_tokens_are_not_counted_by_penalties(slow_masks: Counter[str]) -> None:
+    """Whatever a row may take, it takes one of two letters here: a count of the wrong one would change the answer."""
+    letters = {token: 60.0 for sign in "ab" if (token := tiny_tokenizer().token_id(sign)) is not None}
+    texts: set[str] = set()
+    for overlap in (False, True):
+        [(text, _)] = answer(
+            grammar_engine(overlap=overlap),
+            Grammar(kind="regex", value="[ab]*"),
+            temperature=0.0,
+            frequency_penalty=1.5,
+            ignore_eos=True,
+            logit_bias=letters,
+            max_tokens=80,
+        )
+        texts.add(text)
+    assert slow_masks["void, penalized"] > 0
+    assert len(texts) == 1 and set(texts.pop()) == {"a", "b"}
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -45,18 +45,16 @@ class Chooser:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end: int) -> None:
         pieces = [tokenizer.token_bytes(token) for token in range(vocab_size)]
         self._end = end
-        self._words = -(-vocab_size // 32)
         self._spaces = np.array([piece.isspace() for piece in pieces])
         self._closing = np.array([piece in (b'"', b"]", b"}", b"@") for piece in pieces])
 
     def answer(self, compiler: GrammarCompiler, schema: Any, rng: random.Random) -> list[int] | None:
         """An answer's tokens, None if it did not come to its end."""
         matcher = compiler.compile(Grammar(kind="json_schema", value=json.dumps(schema))).matcher()
-        mask_W = np.zeros(self._words, np.int32)
         tokens = array("i")
         while not matcher.ended and len(tokens) < MAX_TOKENS:
-            assert matcher.fill(mask_W.ctypes.data, mask_W.nbytes), matcher.failure
-            allowed = np.unpackbits(mask_W.view(np.uint8), bitorder="little")[: len(self._spaces)].astype(bool)
+            assert matcher.mask_W is not None, matcher.failure
+            allowed = np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")[: len(self._spaces)].astype(bool)
             if allowed[self._end] and rng.random() < 0.5:
                 break
             allowed[self._end] = False

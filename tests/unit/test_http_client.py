@@ -9,6 +9,7 @@ import pytest
 
 from drivetrain_server.http_client import ConnectionFailed, Endpoint, HttpError, get_json, request, served_model
 from fakes.sse_server import Answer, collect, events, sse_server
+from fakes.waiting import LIMIT_S
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -115,10 +116,9 @@ async def test_leaving_a_stream_closes_the_connection():
         async with request(Endpoint(url=server.url), "GET", "/") as response:
             async for _ in response.events():
                 break
-        for _ in range(100):
-            if not server.open:
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(LIMIT_S):
+            while server.open:
+                await asyncio.sleep(0.01)
     assert server.open == 0
     assert server.disconnects == 1
 

@@ -11,7 +11,8 @@ from drivetrain import LLM, SamplingParams
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed, TemplateError
-from drivetrain.frontend import Frontend, GenerationDefaults
+from drivetrain.frontend import Frontend
+from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.grammar.vocabulary import open_vocabulary
@@ -247,7 +248,8 @@ def test_an_answer_of_a_chat_tells_reasoning_and_content_apart(make: Make) -> No
     llm = make(template=QWEN3, grammars=grammars())
     said = Grammar(kind="regex", value="<think>Hm, (yes|no)\\.</think>\n\nIt is\\.")
     params = SamplingParams(temperature=1.0, seed=1, n=2, max_tokens=80, grammar=said)
-    (output,) = llm.chat(HELLO, params, progress=False)
+    # Behind a prompt that has ended the reasoning, the form is the whole answer.
+    (output,) = llm.chat(HELLO, params, template_variables={"enable_thinking": False}, progress=False)
     for completion in output.completions:
         message = completion.message
         assert message is not None
@@ -272,19 +274,20 @@ def test_a_demanded_form_stands_behind_the_reasoning_that_the_prompt_began(
     message = llm.chat(HELLO, params, progress=False)[0].message
     assert (message.content, message.num_reasoning_tokens) == ("", 20)
     (request,) = asked
-    assert request.params.grammar.kind == "lark" and "</think>" in request.params.grammar.value
+    assert request.params.grammar.value == form.value and "</think>" in request.params.grammar.within
 
 
 def test_a_chat_calls_tools_where_it_has_to(make: Make) -> None:
     llm = make(template=SHORT, grammars=grammars())
-    params = SamplingParams(temperature=1.0, seed=1, max_tokens=200)
     fixed: Any = {"tools": TOOLS, "progress": False}
-    for choice in ("required", "weather"):
+    # The end token is wanted nowhere, so the model calls until something ends it.
+    params = SamplingParams(temperature=1.0, seed=1, max_tokens=200, logit_bias={END: -100.0})
+    for choice, num_written in (("required", 2), ("weather", 1)):
         (output,) = llm.chat(HELLO, params, tool_choice=choice, **fixed)
         message = output.message
-        # Random weights may call until the limit.
-        assert message.finish_reason in ("tool_calls", "length") and message.content == ""
-        assert (message.tool_calls[0].name, message.tool_calls[0].arguments) == ("weather", '{"city": "Köln"}')
+        assert message.finish_reason == "tool_calls" and message.content == ""
+        assert [(call.name, call.arguments) for call in message.tool_calls] == [("weather", '{"city": "Köln"}')]
+        assert output.completions[0].text.count("Köln") == num_written
         assert bytes(output.prompt_ids) == b"[weather] Hi"
     (kept,) = llm.chat(HELLO, GREEDY, tool_choice="none", **fixed)
     assert (bytes(kept.prompt_ids), kept.message.tool_calls) == (b"Hi", [])

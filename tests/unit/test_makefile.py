@@ -58,3 +58,18 @@ def test_the_processor_beside_a_gpu_is_served_on_only_when_asked_for() -> None:
     shown = commands("NVIDIA_DRIVER=/dev/nvidiactl", "BACKEND=cpu")
     assert "[cuda]" not in shown
     assert "drivetrain serve --model smollm2-135m-instruct --backend cpu" in shown
+
+
+@needs_make
+def test_address_is_a_variable_of_make_and_not_of_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
+    monkeypatch.setenv("PORT", "99999")
+    assert not {"--host", "--port"} & set(commands().split())
+    assert commands("HOST=::1", "PORT=8001").rstrip().endswith("--host ::1 --port 8001")
+
+
+@needs_make
+def test_help_has_its_texts_in_one_column() -> None:
+    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    texts = {re.match(r"[a-z-]+ +", line).end() for line in shown.splitlines()}
+    assert len(texts) == 1, shown

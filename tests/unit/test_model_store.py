@@ -10,7 +10,7 @@ import pytest
 
 from drivetrain import model_store
 from drivetrain.errors import ModelError, ModelNotFound
-from drivetrain.model_store import PackagedModel, list_local_models, resolve_model
+from drivetrain.model_store import PackagedModel, list_local_models, resolve_model, served_name
 
 CONTENT = b"GGUF small stand-in"
 PACKAGED = PackagedModel(
@@ -61,6 +61,16 @@ def test_paths_mean_folders_and_files(tmp_path: Path) -> None:
     assert resolve_model(folder / "b.gguf") == folder / "b.gguf"
     with pytest.raises(ModelNotFound, match=r"a file, but no \.gguf file"):
         resolve_model(folder / "config.json")
+
+
+def test_a_known_model_is_served_under_its_name_in_the_store_however_it_was_spelt(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
+    assert served_name("SmolLM2-135M-Instruct") == "smollm2-135m-instruct"
+    assert served_name("/data/Qwen3-0.6B") == "Qwen3-0.6B"
+    assert served_name("/data/SmolLM2-135M-Instruct") == "SmolLM2-135M-Instruct"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "SmolLM2-135M-Instruct.gguf").touch()
+    assert served_name("SmolLM2-135M-Instruct") == "SmolLM2-135M-Instruct", "another model, of that very name"
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "SmolLM2-135M-Instrct"])

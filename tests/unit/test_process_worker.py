@@ -14,6 +14,7 @@ from drivetrain.messages import EngineInfo, GenerateRequest, Update
 from drivetrain.process.frames import HEADER, Abort, FromEngine, Ready, Shutdown, Submit, Updates, frame
 from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
+from fakes.waiting import LIMIT_S
 
 INFO = EngineInfo(
     model="m",
@@ -76,7 +77,7 @@ def test_completions_that_end_in_the_same_step_all_arrive(tmp_path: Path) -> Non
     running.start()
     encoder = msgspec.msgpack.Encoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(5)
+        client.settimeout(LIMIT_S)
         client.connect(str(tmp_path / "s"))
         request = GenerateRequest(request_id="r", prompt_ids=[1], params=SamplingParams(n=3))
         client.sendall(frame(encoder, Submit(request)))
@@ -84,7 +85,7 @@ def test_completions_that_end_in_the_same_step_all_arrive(tmp_path: Path) -> Non
         assert isinstance(_next(stream), Ready)
         answer = _next(stream)
         client.sendall(frame(encoder, Shutdown(0.0)))
-        running.join(5)
+        running.join(LIMIT_S)
         assert not running.is_alive()
     listener.close()
     assert isinstance(answer, Updates)
@@ -102,7 +103,7 @@ class SlowGrammars:
         return grammar in self.known
 
     def compile(self, grammar: Grammar) -> None:
-        assert self.go_on.wait(5)
+        assert self.go_on.wait(LIMIT_S)
         self.known.add(grammar)
 
 
@@ -119,7 +120,7 @@ def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_l
     running.start()
     encoder = msgspec.msgpack.Encoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(5)
+        client.settimeout(LIMIT_S)
         client.connect(str(tmp_path / "s"))
         stream = client.makefile("rb")
         assert isinstance(_next(stream), Ready)
@@ -134,7 +135,7 @@ def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_l
         second = _next(stream)
         assert isinstance(second, Updates) and [update.request_id for update in second.updates] == ["stays"]
         client.sendall(frame(encoder, Shutdown(0.0)))
-        running.join(5)
+        running.join(LIMIT_S)
         assert not running.is_alive()
     listener.close()
     assert submitted == ["plain", "stays"]

@@ -65,6 +65,7 @@ def test_random_traffic_visits_every_case() -> None:
     cases = {"stop", "length", "abort", "error", "fail oldest", "fail newest"}
     cases |= {"abort waiting 0", "abort running 0", "abort running 1", "abort preempted 0"}
     cases |= {"clear running", "overloaded", "hit", "chunk", "copy", "preempted", "preempted in flight"}
+    cases |= {"held", "sat out", "sat out, penalized", "preempted, held"}
     cases |= {"left out", "shared beyond the limit"}
     assert cases <= {case for case, count in seen.items() if count}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from drivetrain.errors import RequestError, TokenizerError
 from drivetrain.tokenizer import Tokenizer, load_tokenizer
 from drivetrain.tokenizer.tokenizer import TokenizerParts
+from processor_time import slowness
 from tiny_tokenizers import (
     CORPUS,
     SAMPLES,
@@ -253,5 +254,5 @@ def test_thousands_of_declared_tokens_are_added_at_once(tmp_path: Path) -> None:
     write_byte_level_folder(tmp_path, added_tokens_decoder=declared)
     start = time.thread_time()
     tokenizer = Tokenizer.from_folder(tmp_path)
-    assert time.thread_time() - start < 2
+    assert time.thread_time() - start < 2 * slowness()
     assert tokenizer.encode("<unused3999>") == [size + 3999]

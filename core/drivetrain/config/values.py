@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from typing import Literal, TypeVar, cast
 
 from drivetrain.errors import ConfigError
@@ -31,7 +32,7 @@ EXPECTED: dict[Kind, str] = {
     "size": 'a size such as 65536 or "4MiB"',
     "memory": 'a size of at least 1MiB such as "4GiB", or a share such as "70%"',
     "list": "a list of texts",
-    "table": "a table (in flags and environment: a JSON object)",
+    "table": "a table such as { name = 1 }, or a JSON object",
 }
 
 
@@ -80,10 +81,7 @@ def parse_text(text: str, kind: Kind) -> object:
         case "list":
             return [part.strip() for part in text.split(",") if part.strip()]
         case "table":
-            try:
-                return json.loads(text)
-            except json.JSONDecodeError:
-                raise MalformedError from None
+            return _table(text)
         case "size" | "memory" | "text" | "choice":
             return text
 
@@ -113,6 +111,18 @@ def coerce(value: object, kind: Kind) -> object:
             return tuple(_typed(part, str) for part in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         case "table":
             return cast("dict[str, object]", _typed(value, dict))
+
+
+def _table(text: str) -> object:
+    """A JSON object, or a table as the file spells it: `{ temperature = 0.7 }`."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return tomllib.loads(f"table = {text.strip()}")["table"]
+    except tomllib.TOMLDecodeError:
+        raise MalformedError from None
 
 
 def _typed(value: object, wanted: type[T]) -> T:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from drivetrain.config.schema import suggestion
 from drivetrain.dialects.events import Spoken
 from drivetrain.dialects.forms import ReasoningFamily, Tool, ToolFamily
 from drivetrain.dialects.harmony import HARMONY_MARKERS, HarmonyReader
@@ -32,12 +33,21 @@ class Reader(Protocol):
 
     thoughts: Thoughts
 
+    @property
+    def repeated(self) -> bool:
+        """Whether a required call was made once more, word for word, so that nothing behind it counts."""
+        ...
+
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""
         ...
 
-    def finish(self) -> list[Spoken]:
-        """The remaining events, when no more text comes."""
+    def finish(self, *, cut: bool = False) -> list[Spoken]:
+        """The remaining events, when no more text comes.
+
+        Args:
+            cut: the answer came to its limit, so the beginning of a call is not taken for content.
+        """
         ...
 
 
@@ -71,6 +81,7 @@ class Dialect:
         *,
         reasons: bool,
         max_calls: int = 1 << 20,
+        required: bool = False,
         make_id: Callable[[], str] | None = None,
     ) -> Reader:
         """A reader for one answer.
@@ -78,9 +89,10 @@ class Dialect:
         Args:
             tools: what the request offers, by name; without any, calls are content.
             reasons: the prompt ended within reasoning.
+            max_calls, required: as of `Transcript`.
         """
         nine = self.tools is not None and self.tools.ids == "nine"
-        out = Transcript(tools, make_id or (nine_letters if nine else call_id), max_calls)
+        out = Transcript(tools, make_id or (nine_letters if nine else call_id), max_calls, required=required)
         channels = self.reasoning is not None and self.reasoning.channels
         if channels or (tools and self.tools is not None and self.tools.channels):
             return HarmonyReader(out, calls=bool(tools))
@@ -159,7 +171,8 @@ def _named(setting: str, name: str, families: Mapping[str, object]) -> str | Non
     if name in ("auto", "none"):
         return None
     if name not in families:
-        raise ConfigError(f'{setting}: got "{name}", expected auto, none, {", ".join(families)}')
+        near = suggestion(name, families)
+        raise ConfigError(f'{setting}: got "{name}", expected auto, none, {", ".join(families)}{near}')
     return name
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from drivetrain.dialects.choose import Dialect
 from drivetrain.dialects.forms import CallForm, HeaderForm, JsonForm, PythonForm, TaggedForm, Tool
 from drivetrain.dialects.spelling import tag_lines, wrapping
 from drivetrain.grammar import Grammar
-from drivetrain.grammar.source import json_schema, json_schema_of
+from drivetrain.grammar.source import CONTENT, json_schema_of
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 """Arguments are laid out as templates show them to models, so no answer is filled with spaces."""
 _ANY_TEXT = "/(.|\\n)*/"
 _BLANKS = "/[ \\n]{0,4}/"
 FINAL = "<|channel|>final<|message|>"
+MAX_REQUIRED_CALLS = 32
+"""More than an answer needs; models that find no end are held to it."""
 
 
 def call_grammar(
@@ -32,13 +34,16 @@ def call_grammar(
     required: bool,
     parallel: bool,
     prompt_end: str,
+    reasons: bool,
 ) -> Grammar:
     """The grammar of answers that call these tools, after free reasoning where the model reasons.
 
     Args:
         special: special tokens by their text.
-        required: there is at least one call and nothing else; otherwise text is free, and calls in it fit.
-        prompt_end: the last text of the prompt, which may have begun or ended the reasoning.
+        required: there is at least one call and nothing else, and an end to them; otherwise text is free, and calls
+            in it fit.
+        prompt_end: the last text of the prompt, which may have ended the reasoning.
+        reasons: the prompt has begun it.
 
     Raises:
         RequestError: a schema is none.
@@ -48,12 +53,13 @@ def call_grammar(
     if dialect.tools.channels:
         return _harmony(writer, tools, required=required)
     form = dialect.tools.forms[0]
-    calls = _calls(writer, form, tools, parallel=parallel)
+    more = "*" if not required else f"{{0,{MAX_REQUIRED_CALLS - 1}}}"
+    calls = _calls(writer, form, tools, more=more if parallel else "")
     if required:
         answer = calls
     else:
         answer = _among_text(writer, form, calls)
-    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end)} {answer}")
+    writer.rule("start", f"{_reasoning(writer, dialect, prompt_end, reasons=reasons)} {answer}")
     return Grammar(kind="lark", value=writer.text())
 
 
@@ -94,39 +100,34 @@ class _Writer:
         return "\n".join(f"{name}: {body}" for name, body in ordered.items()) + "\n"
 
 
-def form_of_content(dialect: Dialect, grammar: Grammar, special: Mapping[str, int], *, reasons: bool) -> Grammar | None:
-    """A grammar of the content as one of the whole answer, where something has to go before the content.
+def form_of_content(
+    dialect: Dialect, form: Grammar, special: Mapping[str, int], *, prompt_end: str, reasons: bool
+) -> Grammar:
+    """The form of the content as one of the whole answer: free reasoning may go before it, where the model reasons.
 
     Args:
-        reasons: the prompt has begun reasoning.
-
-    Returns:
-        None where the answer may be of the form from its first token on: it then holds no reasoning.
+        prompt_end: the last text of the prompt, which may have ended the reasoning.
+        reasons: the prompt has begun it.
     """
-    reasoning = dialect.reasoning
-    if reasoning is None or not (reasons or reasoning.channels):
-        return None
-    if grammar.kind == "json_object":
-        body = '%json {"type": "object"}'
-    elif grammar.kind == "json_schema":
-        body = f"%json {json_schema(grammar.value)}"
-    else:
-        return None
     writer = _Writer(special)
-    if reasoning.channels:
+    if dialect.reasoning is None:
+        return form
+    if dialect.reasoning.channels:
         before = f"{_analysis(writer)} {writer.literal(FINAL)}"
     else:
-        before = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    writer.rule("start", f"{before} {body}")
-    return Grammar(kind="lark", value=writer.text())
+        before = _reasoning(writer, dialect, prompt_end, reasons=reasons)
+    if not before:
+        return form
+    writer.rule("start", f"{before} {CONTENT}")
+    return replace(form, within=writer.text())
 
 
-def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str) -> str:
+def _reasoning(writer: _Writer, dialect: Dialect, prompt_end: str, *, reasons: bool) -> str:
     reasoning = dialect.reasoning
-    if reasoning is None or not reasoning.open or prompt_end.rstrip().endswith(reasoning.close):
+    if reasoning is None or not reasoning.open or (not reasons and prompt_end.rstrip().endswith(reasoning.close)):
         return ""
     body = f"{writer.text_until('reasoning', reasoning.close)} {_BLANKS}"
-    if dialect.reasons_after(prompt_end):
+    if reasons:
         return body
     return f"({writer.literal(reasoning.open)} {body})?"
 
@@ -144,14 +145,15 @@ def _among_text(writer: _Writer, form: CallForm, calls: str) -> str:
     return f"({before} {calls.removeprefix(begun)})* {rest}"
 
 
-def _calls(writer: _Writer, form: CallForm, tools: Mapping[str, Tool], *, parallel: bool) -> str:
+def _calls(writer: _Writer, form: CallForm, tools: Mapping[str, Tool], *, more: str) -> str:
+    """A call, and as many others behind it as `more` says; none where that is empty."""
     around, each = wrapping(form)
     names = [writer.rule(f"call_{at}", _call(writer, form, tool, at)) for at, tool in enumerate(tools.values())]
     body = f"{writer.rule('call', ' | '.join(names))} {writer.literal(each.end)}"
     begin = " ".join(filter(None, map(writer.literal, (each.opening, each.inner))))
     opening = " ".join(filter(None, map(writer.literal, (around.opening, around.inner))))
-    more = f"({writer.literal(around.between)} {begin} {body})*" if parallel else ""
-    return " ".join(filter(None, (opening, begin, body, more, writer.literal(around.end))))
+    others = f"({writer.literal(around.between)} {begin} {body}){more}" if more else ""
+    return " ".join(filter(None, (opening, begin, body, others, writer.literal(around.end))))
 
 
 def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:
@@ -172,9 +174,6 @@ def _call(writer: _Writer, form: CallForm, tool: Tool, at: int) -> str:
 
 def _arguments(tool: Tool) -> str:
     schema = {"type": "object", **(tool.parameters or {"properties": {}})}
-    if "properties" in schema:
-        # What is not described is not made up, unless the schema says so.
-        schema.setdefault("additionalProperties", False)
     return _json(schema)
 
 

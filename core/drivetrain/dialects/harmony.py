@@ -54,15 +54,20 @@ class HarmonyReader:
         self._program = self._read()
         next(self._program)
 
+    @property
+    def repeated(self) -> bool:
+        """As of `Reader`."""
+        return self._out.repeated
+
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""
         self._tape.feed(text)
         self._program.send(None)
         return self._out.events()
 
-    def finish(self) -> list[Spoken]:
+    def finish(self, *, cut: bool = False) -> list[Spoken]:
         """The remaining events, when no more text comes."""
-        self._tape.ended = True
+        self._tape.ended, self._out.cut = True, cut
         for _ in self._program:
             raise AssertionError("a reader asked for text behind the end")
         self._out.finish()
@@ -76,7 +81,8 @@ class HarmonyReader:
         while (yield from tape.peek()):
             header, mark = yield from tape.bounded(headers, MAX_HEADER_CHARS)
             if mark != MESSAGE:
-                # No header: the model went on with plain text.
+                # No header: the model went on with plain text, or the answer was cut within one.
+                out.marked = header.startswith((CHANNEL, START))
                 out.say(header)
                 if mark is None:
                     rest = yield from tape.until(bodies, out.say)

@@ -84,15 +84,20 @@ class DialectReader:
         self._program = self._read(reasons)
         next(self._program)
 
+    @property
+    def repeated(self) -> bool:
+        """As of `Reader`."""
+        return self._out.repeated
+
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""
         self._tape.feed(text)
         self._program.send(None)
         return self._out.events()
 
-    def finish(self) -> list[Spoken]:
+    def finish(self, *, cut: bool = False) -> list[Spoken]:
         """The remaining events, when no more text comes."""
-        self._tape.ended = True
+        self._tape.ended, self._out.cut = True, cut
         for _ in self._program:
             raise AssertionError("a reader asked for text behind the end")
         self._out.finish()
@@ -144,6 +149,7 @@ class DialectReader:
 
     def _calls(self, form: CallForm, opening: str, *, any_name: bool = True) -> Reading[None]:
         tape, out = self._tape, self._out
+        out.marked = any_name and not (isinstance(form, JsonForm | PythonForm) and form.careful)
         match form:
             case JsonForm():
                 yield from JsonCalls(form, tape, out, any_name=any_name and not form.careful).read(opening)
@@ -153,6 +159,8 @@ class DialectReader:
                 yield from TaggedCalls(form, tape, out).read(opening)
             case HeaderForm():
                 yield from HeaderCalls(form, tape, out).read(opening)
+        # Of a call that was cut, the beginning of a tag may be left.
+        out.marked = out.marked and out.cut
 
 
 def marker_texts(tools: ToolFamily | None, reasoning: ReasoningFamily | None) -> Sequence[str]:

@@ -40,16 +40,33 @@ class Transcript:
         tools: what the request offers, by name.
         make_id: for calls to which the model gave none.
         max_calls: calls that are told; later ones are dropped.
+        required: the answer has to be calls, so other text is none of it, and nothing follows a call that repeats an
+            earlier one word for word.
 
     Attributes:
         thoughts: where the reasoning is.
+        repeated: such a call has come.
+        cut: the answer ends here because it came to its limit.
+        marked: what is being read began with a marker of calls that cannot be ordinary text.
     """
 
-    def __init__(self, tools: Mapping[str, Tool], make_id: Callable[[], str] = call_id, max_calls: int = 1 << 20):
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        make_id: Callable[[], str] = call_id,
+        max_calls: int = 1 << 20,
+        *,
+        required: bool = False,
+    ) -> None:
         self.tools = tools
         self.said_content = False
         self.num_calls = 0
         self.thoughts = Thoughts()
+        self.repeated = self.cut = self.marked = False
+        self._required = required
+        self._call = _Call()
+        self._earlier: dict[str, list[str]] = {}
+        """Arguments of the calls so far by name, where they must not be repeated."""
         self._make_id = make_id
         self._max_calls = max_calls
         self._events: list[Spoken] = []
@@ -88,7 +105,12 @@ class Transcript:
             self._add(ReasoningDelta, text)
 
     def say(self, text: str) -> None:
-        """More text of the content."""
+        """More text of the content, unless it is the beginning of a call that was cut.
+
+        When an answer is cut, all that was held back may have become a call.
+        """
+        if self._required or (self.cut and (self.marked or self.num_calls)):
+            return
         if text := self._content.add(text):
             self.said_content = True
             self._add(ContentDelta, text)
@@ -96,25 +118,51 @@ class Transcript:
     def begin(self, name: str, id: str | None = None) -> None:
         """A call of `name`; white space around calls is dropped."""
         self._content.cut()
+        self._call = call = _Call(name, id)
         if self.num_calls < self._max_calls:
-            self._flush()
-            self._events.append(ToolCallBegin(index=self.num_calls, id=id or self._make_id(), name=name))
+            call.repeats = list(self._earlier.get(name, ()))
+            if not call.repeats:
+                self._tell(call)
 
     def arguments(self, text: str) -> None:
-        """More text of the arguments of the call that is open."""
-        if text and self.num_calls < self._max_calls:
+        """More text of the arguments of the call that is open; held back while they are those of an earlier call."""
+        if not text or self.num_calls >= self._max_calls:
+            return
+        call = self._call
+        if self._required:
+            call.add(text)
+        if call.told:
             self._add(ToolCallArguments, text)
+        elif not call.repeats:
+            self._tell(call)
 
     def end(self) -> None:
         """The call that is open is complete."""
+        call = self._call
         if self.num_calls < self._max_calls:
+            if not call.told and (self.cut or call.is_repeated):
+                self.repeated = call.is_repeated
+                self._max_calls = self.num_calls
+                return
+            if not call.told:
+                self._tell(call)
             self._flush()
             self._events.append(ToolCallEnd(index=self.num_calls))
+            if self._required:
+                self._earlier.setdefault(call.name, []).append("".join(call.texts))
         self.num_calls += 1
+
+    def _tell(self, call: _Call) -> None:
+        """The beginning of a call, and its arguments so far."""
+        call.told = True
+        self._flush()
+        self._events.append(ToolCallBegin(index=self.num_calls, id=call.id or self._make_id(), name=call.name))
+        for text in call.texts:
+            self._add(ToolCallArguments, text)
 
     def finish(self) -> None:
         """No more text comes."""
-        if text := self._content.rest():
+        if not (self.cut and self.marked) and (text := self._content.rest()):
             self._add(ContentDelta, text)
 
     def _add(self, kind: type[Spoken], text: str) -> None:
@@ -132,6 +180,40 @@ class Transcript:
         else:
             self._events.append(ContentDelta(text=text) if self._kind is ContentDelta else ReasoningDelta(text=text))
         self._kind, self._texts = None, []
+
+
+class _Call:
+    """The call that is open.
+
+    Args:
+        id: the model's own.
+
+    Attributes:
+        texts: its arguments so far, where they are compared with those of earlier calls.
+        repeats: arguments of earlier calls of the same function that begin as these do.
+        told: its beginning is among the events.
+    """
+
+    __slots__ = ("_size", "id", "name", "repeats", "texts", "told")
+
+    def __init__(self, name: str = "", id: str | None = None) -> None:
+        self.name = name
+        self.id = id
+        self.texts: list[str] = []
+        self.repeats: list[str] = []
+        self.told = False
+        self._size = 0
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether an earlier call had exactly these arguments."""
+        return any(len(each) == self._size for each in self.repeats)
+
+    def add(self, text: str) -> None:
+        """More text of the arguments."""
+        self.repeats = [each for each in self.repeats if each.startswith(text, self._size)]
+        self.texts.append(text)
+        self._size += len(text)
 
 
 class _Trimmed:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from drivetrain.completion_text import TextDelta
+from drivetrain.completion_text import TextDelta, Watch
 from drivetrain.dialects.choose import Reader
 from drivetrain.dialects.events import (
     ContentDelta,
@@ -123,7 +123,7 @@ class Turn:
                 reader.thoughts.add(delta.token_ids, self._pieces, delta.text)
             events = [*reader.push(delta.text)] if delta.text else []
             if delta.finish_reason is not None:
-                events += reader.finish()
+                events += reader.finish(cut=delta.finish_reason == "length")
             for event in events:
                 if type(event) is ToolCallBegin:
                     self._called = True
@@ -149,6 +149,7 @@ class Turns:
         make_reader: a new reader for each choice; None takes all text as content.
         shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
         pieces: as of `Turn`.
+        ends: an answer ends with a call that is made once more (see `Reader.repeated`).
     """
 
     def __init__(
@@ -156,10 +157,13 @@ class Turns:
         make_reader: Callable[[], Reader] | None = None,
         shown: Collection[int] = (),
         pieces: Mapping[int, bytes] | None = None,
+        *,
+        ends: bool = False,
     ) -> None:
         self.shown = frozenset(shown)
         self._make_reader = make_reader
         self._pieces = pieces
+        self._ends = ends
         self._turns: list[Turn] = []
         self._open: dict[int, Turn] = {}
 
@@ -172,6 +176,18 @@ class Turns:
     def num_reasoning_tokens(self) -> int:
         """As of `Turn`, of all choices that were read."""
         return sum(turn.num_reasoning_tokens for turn in self._turns)
+
+    def watch(self) -> Watch | None:
+        """What ends a completion whose text has come to its end; None where nothing does."""
+        if self._make_reader is None or not self._ends:
+            return None
+        reader = self._make_reader()
+
+        def ended(text: str) -> bool:
+            reader.push(text)
+            return reader.repeated
+
+        return ended
 
     def push(self, choice: int, delta: TextDelta) -> list[Event]:
         """Events of one more delta of a streamed choice."""

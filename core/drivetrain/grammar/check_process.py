@@ -49,13 +49,13 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     while (grammar := read_frame(requests, Grammar)) is not None:
-        answers.write(frame(Verdict(error=check(grammar, vocabulary))))
+        answers.write(frame(check(grammar, vocabulary)))
         answers.flush()
     return 0
 
 
-def check(grammar: Grammar, vocabulary: LLTokenizer) -> str | None:
-    """Why a grammar is refused, or None."""
+def check(grammar: Grammar, vocabulary: LLTokenizer) -> Verdict:
+    """What becomes of a grammar."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -64,14 +64,30 @@ def check(grammar: Grammar, vocabulary: LLTokenizer) -> str | None:
     os.close(writing)
     with open(reading, "rb") as pipe:
         said = pipe.read()
-    _, status = os.waitpid(pid, 0)
+    _, status, used = os.wait4(pid, 0)
     if said[:1] == _PASSED:
-        return None
+        return Verdict()
     if said[:1] == _REFUSED:
-        return said[1:].decode("utf-8", "replace")
-    slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGALRM)
-    reason = f"more than {MAX_CPU_S} s" if slow else "more memory, or deeper nesting, than is allowed"
-    return f"grammar: compiling it takes {reason}; simplify it"
+        return Verdict(error=said[1:].decode("utf-8", "replace"))
+    return _verdict_on(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, used.ru_utime + used.ru_stime)
+
+
+def _verdict_on(ended_by: int, cpu_s: float) -> Verdict:
+    """The verdict on a grammar whose fork ended by itself (0) or by a signal, without a word."""
+    if ended_by == signal.SIGALRM:
+        return Verdict(
+            error=f"grammar: compiling it was given up after {MAX_WALL_S} s, of which this busy machine gave it"
+            f" {cpu_s:.1f} s of processor time; {MAX_CPU_S} s are allowed, so it may be fine: try again later",
+            lasting=False,
+        )
+    if ended_by == signal.SIGKILL:
+        return Verdict(
+            error="grammar: compiling it was ended from outside, perhaps for want of memory; try again later",
+            lasting=False,
+        )
+    slow = ended_by == signal.SIGXCPU
+    reason = f"{MAX_CPU_S} s of processor time" if slow else "memory, or deeper nesting, than is allowed"
+    return Verdict(error=f"grammar: compiling it takes more {'than ' if slow else ''}{reason}; simplify it")
 
 
 def _judge(grammar: Grammar, vocabulary: LLTokenizer, answer: int) -> None:

@@ -15,13 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from drivetrain.errors import EngineError, Overloaded, RequestError
+from drivetrain.errors import EngineError, Overloaded, RequestError, ShareUsed
 from drivetrain.grammar.frames import Verdict, Vocabulary, frame, read_frame
 from drivetrain.grammar.grammar import Grammar
+from drivetrain.grammar.turns import Turns
 
 _MAX_WAITING = 64
+_MAX_OF_ONE = 16
+"""Of these, those of one owner who is known."""
 _MAX_KEPT = 4096
 _MOST_RETRY_S = 120.0
+_BUSY_RETRY_S = 20.0
 _ANSWER_S = 60.0
 """More than the process takes to start and to give up a grammar."""
 
@@ -40,36 +44,51 @@ class GrammarChecker:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
-        self._waiting = 0
+        self._turns = Turns()
         self._last_s = 0.5
         self._closed = False
 
-    async def check(self, grammar: Grammar) -> None:
+    async def check(self, grammar: Grammar, owner: str = "") -> None:
         """Return if the grammar can be compiled within the limits; others go on meanwhile.
+
+        Args:
+            owner: whose it is. Owners go by turns, so that the costly ones of one delay another by one at most; empty
+                is anybody.
 
         Raises:
             RequestError: it cannot; says why.
-            Overloaded: too many wait to be checked.
+            ShareUsed: too many of this owner wait to be checked.
+            Overloaded: too many wait to be checked, or the machine is too busy to check this one.
             EngineError: the process cannot be run.
         """
         key = hashlib.sha256(f"{grammar.kind} {grammar.value}".encode("utf-8", "surrogatepass")).digest()
         if key not in self._verdicts:
-            if self._waiting >= _MAX_WAITING:
-                raise Overloaded(
-                    f"{self._waiting} grammars wait to be checked; try again later",
-                    retry_after_s=min(_MOST_RETRY_S, max(1.0, self._waiting * self._last_s)),
-                )
-            self._waiting += 1
-            try:
-                verdict = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, grammar)
-            finally:
-                self._waiting -= 1
-            self._verdicts[key] = verdict
-            if len(self._verdicts) > _MAX_KEPT:
-                self._verdicts.popitem(last=False)
+            self._refuse_if_full(owner)
+            async with self._turns.turn(owner):
+                if key not in self._verdicts:
+                    await self._check(key, grammar)
         error = self._verdicts[key]
         if error is not None:
             raise RequestError(error, param="grammar")
+
+    async def _check(self, key: bytes, grammar: Grammar) -> None:
+        verdict = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, grammar)
+        if not verdict.lasting:
+            raise Overloaded(verdict.error or "", retry_after_s=_BUSY_RETRY_S)
+        self._verdicts[key] = verdict.error
+        if len(self._verdicts) > _MAX_KEPT:
+            self._verdicts.popitem(last=False)
+
+    def _refuse_if_full(self, owner: str) -> None:
+        total, own = self._turns.total, self._turns.count(owner)
+        retry_after_s = min(_MOST_RETRY_S, max(1.0, total * self._last_s))
+        if owner and own >= _MAX_OF_ONE:
+            raise ShareUsed(
+                f"{own} grammars of this key wait to be checked, as many as may; wait for one to be answered",
+                retry_after_s=retry_after_s,
+            )
+        if total >= _MAX_WAITING:
+            raise Overloaded(f"{total} grammars wait to be checked; try again later", retry_after_s=retry_after_s)
 
     def close(self) -> None:
         """End the process; what is asked from now on fails."""
@@ -77,7 +96,7 @@ class GrammarChecker:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._end()
 
-    def _ask(self, grammar: Grammar) -> str | None:
+    def _ask(self, grammar: Grammar) -> Verdict:
         """The process's verdict. One that has died is started again, once."""
         for _ in range(2):
             if self._closed:
@@ -95,7 +114,7 @@ class GrammarChecker:
                 raise
             if verdict is not None:
                 self._last_s = time.monotonic() - began
-                return verdict.error
+                return verdict
             self._end()
         raise EngineError("the process that checks grammars ends by itself; the log of the server says why")
 

@@ -8,21 +8,23 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from drivetrain.errors import RequestError
 from drivetrain.grammar.grammar import Grammar
-from drivetrain.grammar.matcher import GrammarMatcher
+from drivetrain.grammar.matcher import COSTLY_S, GrammarMatcher, Pace
 from drivetrain.grammar.source import refusal, source_of
+from drivetrain_plugins.contract.batch import Int32Array
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 _MAX_KEPT = 64
 _QUICK_S = 0.05
-"""A grammar that compiled in less may be compiled again in the middle of a step."""
+"""A grammar that compiled in less may be compiled again while an answer to it waits."""
 _SHOWN_CHARS = 300
 _PROBED_STEPS = 8
 _MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
@@ -43,32 +45,56 @@ class CompiledGrammar:
     """A grammar that has passed: it compiled, and an answer can begin.
 
     Attributes:
-        compile_s: what compiling and the first mask took.
+        compile_s: processor time of compiling and of the first masks.
+        num_words: 32 bits each, as many as a mask has.
+        first_mask_W: what an answer may begin with.
+        pace: what masks of its answers cost.
     """
 
     def __init__(self, source: str, vocabulary: LLTokenizer) -> None:
-        started = time.perf_counter()
+        started_s = time.thread_time()
         self._source = source
         self._vocabulary = vocabulary
         self._prototype = self._compile()
-        _check(self._prototype, vocabulary.vocab_size)
-        self.compile_s = time.perf_counter() - started
+        self.num_words = -(-vocabulary.vocab_size // 32)
+        self.first_mask_W = _check(self._prototype, self.num_words)
+        self.compile_s = time.thread_time() - started_s
+        self.pace = Pace()
 
     def matcher(self) -> GrammarMatcher:
         """The state of one answer at its beginning."""
-        return GrammarMatcher(self._prototype.deep_copy(), self._renew)
+        return GrammarMatcher(self._prototype.deep_copy(), self)
+
+    def renew(self) -> LLMatcher | None:
+        """A state at the beginning that shares nothing with those before; None if making it would take long."""
+        if self.compile_s > _QUICK_S:
+            return None
+        prototype = self._prototype = self._compile()
+        return prototype.deep_copy()
+
+    def consume(self, guide: LLMatcher, tokens: list[int]) -> None:
+        """Let the state of an answer follow tokens, in any thread; others run meanwhile if that may take long."""
+        if self.pace.cost_s < COSTLY_S:
+            guide.consume_tokens(tokens)
+            return
+        # The library frees the interpreter's lock only where it consumes for several states.
+        executor, nobody = self._costly
+        for token in tokens:
+            executor.consume_token_par([(guide, token), (nobody.deep_copy(), token)])
+            if guide.is_error():
+                return
+
+    @cached_property
+    def _costly(self) -> tuple[LLExecutor, LLMatcher]:
+        """A thread for costly tokens (answers to one grammar share a lock, so one is enough), and a state in error."""
+        from llguidance import LLExecutor, LLMatcher
+
+        return LLExecutor(num_threads=1), LLMatcher(self._vocabulary, "", log_level=0)
 
     def _compile(self) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
         return LLMatcher(self._vocabulary, self._source, log_level=0, limits=LLParserLimits(**_LIMITS))  # pyright: ignore[reportArgumentType]
-
-    def _renew(self) -> LLMatcher | None:
-        """A matcher that shares nothing with those before; None if making it would take long."""
-        if self.compile_s > _QUICK_S:
-            return None
-        self._prototype = self._compile()
-        return self._prototype.deep_copy()
 
 
 class GrammarCompiler:
@@ -129,22 +155,22 @@ class GrammarCompiler:
         return made
 
 
-def _check(matcher: LLMatcher, vocab_size: int) -> None:
-    """Refuse what did not compile, what was weakened, and what nothing can begin."""
+def _check(matcher: LLMatcher, num_words: int) -> Int32Array:
+    """Refuse what did not compile, what was weakened, and what nothing can begin; else what an answer begins with."""
     if matcher.is_error():
         raise refusal(_reason(matcher.get_error()))
     for warning in matcher.get_grammar_warnings():
         if _MISSING.search(warning):
             raise refusal(_reason(warning))
-    _walk(matcher.deep_copy(), vocab_size)
+    return _walk(matcher.deep_copy(), num_words)
 
 
-def _walk(matcher: LLMatcher, vocab_size: int) -> None:
-    """Refuse what nothing can begin, and what is too costly for the first tokens already."""
-    mask = np.zeros(-(-vocab_size // 32), np.int32)
+def _walk(matcher: LLMatcher, num_words: int) -> Int32Array:
+    """Refuse what nothing can begin, and what is too costly for the first tokens already; else the first mask."""
+    first_mask_W = mask_W = np.zeros(num_words, np.int32)
     for step in range(_PROBED_STEPS):
-        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
+        allowed = np.flatnonzero(np.unpackbits(mask_W.view(np.uint8), bitorder="little"))
         error = matcher.get_error()
         if error.startswith("NoExtension") or not (error or len(allowed)):
             raise refusal("no text matches it")
@@ -154,7 +180,9 @@ def _walk(matcher: LLMatcher, vocab_size: int) -> None:
         if error:
             raise refusal(_reason(error))
         if matcher.is_stopped():
-            return
+            break
+        mask_W = np.zeros_like(first_mask_W)
+    return first_mask_W
 
 
 def _reason(error: str) -> str:

@@ -19,9 +19,14 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a grammar is refused, or None."""
+    """Why a grammar is refused, or None.
+
+    Attributes:
+        lasting: whether the grammar is the cause, so that the verdict would be the same at any other time.
+    """
 
     error: str | None = None
+    lasting: bool = True
 
 
 class Reader(Protocol):

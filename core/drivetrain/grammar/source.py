@@ -8,6 +8,7 @@ from typing import cast
 
 from drivetrain.errors import RequestError
 from drivetrain.grammar.grammar import Grammar
+from drivetrain.grammar.listed_keys import with_listed_keys
 from drivetrain.grammar.structural_tag import structural_tag_lark
 
 MAX_CHOICES = 4096
@@ -32,6 +33,10 @@ _SCHEMAS = ("items", "additionalProperties", "additionalItems")
 _REGEX_SIGNS = re.compile(r"[^0-9A-Za-z_\x80-\U0010FFFF]")
 
 
+CONTENT = "@content"
+"""What `Grammar.within` calls the form."""
+
+
 def source_of(grammar: Grammar) -> str:
     """What llguidance compiles for a request.
 
@@ -39,9 +44,18 @@ def source_of(grammar: Grammar) -> str:
         RequestError: the value is not of its kind.
     """
     try:
-        return _source_of(grammar)
+        source = _source_of(grammar)
     except ValueError as error:
         raise refusal(str(error)) from None
+    return _placed(source, grammar.within) if grammar.within else source
+
+
+def _placed(source: str, within: str) -> str:
+    """A form as a part of another grammar, so that no name of one meets one of the other."""
+    form: dict[str, object] = {"lark_grammar": source}
+    if source.startswith("{"):
+        (form,) = json.loads(source)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": within}, form | {"name": CONTENT.removeprefix("@")}]})
 
 
 def _source_of(grammar: Grammar) -> str:
@@ -72,7 +86,7 @@ def json_schema(text: str) -> str:
 
 
 def json_schema_of(schema: object) -> str:
-    """The same for a schema that was parsed.
+    """The same for a schema that was parsed. Its objects have just the keys that it lists, where it does not say else.
 
     Raises:
         RequestError: it is no schema.
@@ -83,7 +97,10 @@ def json_schema_of(schema: object) -> str:
         raise refusal("a JSON schema is an object")
     if "x-guidance" in schema:
         raise refusal('the schema keyword "x-guidance" is not supported; remove it')
-    return json.dumps(_without_harmless(cast("dict[str, object]", schema)))
+    try:
+        return json.dumps(_without_harmless(with_listed_keys(cast("dict[str, object]", schema))))
+    except RecursionError:
+        raise refusal("the schema is nested too deeply; flatten it") from None
 
 
 def parsed(text: str) -> object:

@@ -20,6 +20,8 @@ class _Verdict(enum.Enum):
     ADMITTED = enum.auto()
     SET_ASIDE = enum.auto()
     """Its prefix is computed in this very step; others may pass."""
+    HELD = enum.auto()
+    """It is to sit this step out; others may pass."""
     PARKED = enum.auto()
     """Waits for its parent's prompt; others may pass."""
     BLOCKED = enum.auto()
@@ -48,6 +50,7 @@ class PrefillPlanner:
         self._running.compact()
         partial = deque(self._running.prefilling)
         aside: list[Request] = []
+        num_deferred = 0
         forkable: list[Request] = []
         num_rows = 0
         max_rows = self._limits.max_prefills_per_step or budget
@@ -61,9 +64,10 @@ class PrefillPlanner:
             elif head is not None:
                 verdict = self._admit(head, step, budget)
                 if verdict is not _Verdict.ADMITTED:
-                    if verdict is _Verdict.SET_ASIDE:
+                    if verdict in (_Verdict.SET_ASIDE, _Verdict.HELD):
                         aside.append(head)
-                    admitting = verdict is not _Verdict.BLOCKED and len(aside) < MAX_DEFERRED
+                    num_deferred += verdict is _Verdict.SET_ASIDE
+                    admitting = verdict is not _Verdict.BLOCKED and num_deferred < MAX_DEFERRED
                     continue
                 request, admitted = head, True
             else:
@@ -84,7 +88,12 @@ class PrefillPlanner:
         parent = request.awaited
         if parent is not None and parent.status is Status.FINISHED:
             request.awaited = parent = None
-        verdict = self._assign(request, step, budget) if parent is None else self._fork(request, parent, step, budget)
+        if request in self._running.held:
+            verdict = _Verdict.HELD
+        elif parent is None:
+            verdict = self._assign(request, step, budget)
+        else:
+            verdict = self._fork(request, parent, step, budget)
         if verdict is _Verdict.BLOCKED:
             return verdict
         self._queue.pop()

@@ -31,6 +31,8 @@ class RunningSet:
         self.prefilling: list[Request] = []
         """Requests with some prompt left, in the order of their keys."""
         self.in_flight: deque[Schedule] = deque()
+        self.held: dict[Request, None] = {}
+        """Get no row, and are not admitted, until they are let go; in the order in which they were held."""
         self.num_preemptions = 0
         self._num_running = 0
 
@@ -59,6 +61,18 @@ class RunningSet:
         if self._stale:
             self.decoding = [request for request in self.decoding if request.row_limit]
             self._stale = False
+
+    def hold(self, request: Request) -> None:
+        """Lets `request` sit out the steps to come; what it has in flight counts."""
+        self.held[request] = None
+        if request.row_limit:
+            request.row_limit = request.num_computed
+
+    def let_go(self, request: Request) -> None:
+        """Lets a held request have rows again."""
+        del self.held[request]
+        if request.row_limit:
+            request.row_limit = request.length_limit - 1
 
     def take_turns(self, step: Schedule, most_pages: int) -> Iterator[Request]:
         """Those of `decoding` who fit into `step` as it grows, by the pages that its rows read together.
@@ -95,6 +109,16 @@ class RunningSet:
         step.preempted.append(request)
         self._stop(request)
 
+    def sit_out(self, request: Request, step: Schedule) -> None:
+        """Voids what the newest step samples for `request`, and holds it; its older steps count."""
+        step.dropped.add(request)
+        request.in_flight -= 1
+        if request.params.penalized:  # the device counts the void token; admitted anew, it counts from the start
+            self._stop(request)
+        else:
+            request.num_computed -= 1
+            self.hold(request)
+
     def restart(self, request: Request) -> None:
         """Forgets what the steps in flight compute for a request that read pages which were never written."""
         if request.status is Status.RUNNING:
@@ -107,6 +131,7 @@ class RunningSet:
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.awaited = None
+        self.held.pop(request, None)
         self._void_samples(request)
         if running:
             self._leave(request)
@@ -157,6 +182,8 @@ class RunningSet:
             last.held_slots.append(request.slot)
             last.parked.append(request)
         request.slot = None
+        if request.matcher is not None:  # admitted only once its mask is made, a prefill never sits out
+            self.hold(request)
 
     def _leave(self, request: Request) -> None:
         self._num_running -= 1

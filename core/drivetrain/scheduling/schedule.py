@@ -41,7 +41,7 @@ class Schedule:
     """Requests that lost slot and pages to make room; they resume later by themselves."""
     num_tokens: int = 0
     num_pages: int = 0
-    """Pages that its rows read together at most; kept only where a step may read no more than so many."""
+    """Pages that its rows read together, each counted once a row; right only under `max_total_pages`."""
     num_decode_rows: int = 0
     num_samples: int = 0
     """Rows that sample."""

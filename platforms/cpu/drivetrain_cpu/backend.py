@@ -16,7 +16,7 @@ from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.options import CpuOptions
 from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes, usable_cores
 from drivetrain_cpu.runtime import CpuRuntime
-from drivetrain_cpu.threads import threads_for
+from drivetrain_cpu.threads import threads_for, warn_if_busy
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, Capabilities, Dtype
 from drivetrain_plugins.contract.communicator import Communicator, SoleRank
@@ -43,7 +43,7 @@ class CpuDevice(Device):
         dtypes = preferred_dtypes(sets)
         self.torch_device = torch.device("cpu")
         self.capabilities = Capabilities(
-            device_name=f"{processor_name()} ({threads} threads)",
+            device_name=f"{processor_name()} ({threads} thread{'' if threads == 1 else 's'})",
             dtypes=dtypes,
             kv_dtypes=dtypes,
             page_sizes=(16, 32, 64, 128),
@@ -86,6 +86,8 @@ class CpuBackend(Backend):
             known = ", ".join(CpuOptions.__struct_fields__)
             raise BackendError(f"backend_options.cpu: {error}; the keys are {known}") from error
         threads = threads_for(settings.threads, rank.world)
+        if not settings.threads:
+            warn_if_busy(threads)
         torch.set_num_threads(threads)
         communicator = SoleRank() if rank.world == 1 else GlooCommunicator(rank)
         return CpuDevice(rank, settings, communicator, threads)

@@ -135,7 +135,8 @@ def _gguf(subject: Subject, name: str, out: int, width: int) -> LinearWeight:
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[name.removeprefix("gguf_").upper()]]
     blocks = subject.randint(0, 256, out * width // values, size).to(torch.uint8)
     for at in _HALVES[name]:
-        numbers = _scales(subject, len(blocks), 1, largest=0.02).half()
+        signs = 2 * subject.randint(0, 2, len(blocks), 1) - 1
+        numbers = (signs * _scales(subject, len(blocks), 1, largest=0.02)).half()
         blocks[:, at : at + 2] = numbers.view(torch.uint8)
     return _weight(name, blocks.view(out, -1))
 

@@ -130,7 +130,8 @@ class TokenMasks:
     Attributes:
         rows: (M,) indices in `sample_row`, ascending.
         fill: gives the masks, (M, W) with W = ceil(V / 32): token t is allowed if bit t % 32 of word t // 32 is set.
-            Bits past the vocabulary mean nothing. It may wait for earlier steps, and is called once.
+            Bits past the vocabulary mean nothing. It may wait for earlier steps, and is called once, before `execute`
+            returns. Rows whose masks take too long get one that allows any token, and what is sampled for them is void.
     """
 
     rows: Int32Array

@@ -50,13 +50,12 @@ class OllamaShape:
         self._spell = spell
         self._turns = turns
         self._chat = chat
-        self._arrived = self._first = arrived
+        self._arrived = arrived
         self._num_logprobs = num_logprobs
         self._call: tuple[str, list[str]] = ("", [])
         self._reason = "stop"
 
     def opening(self, choice: int, prompt: PromptRun, usage: bytes) -> bytes:
-        self._first = perf_counter()
         return b""
 
     def chunk(self, choice: int, delta: TextDelta, usage: bytes) -> bytes:
@@ -111,16 +110,16 @@ class OllamaShape:
 
     def _done(self, prompts: Sequence[PromptRun]) -> Json:
         ended = perf_counter()
-        # A whole answer is not told when its first token came.
-        first = self._first if self._first > self._arrived else ended
+        (prompt,) = prompts
+        first = ended if prompt.first_token_at is None else prompt.first_token_at
         return {
             "done": True,
             "done_reason": self._reason,
             "total_duration": _nanoseconds(ended - self._arrived),
             "load_duration": 0,
-            "prompt_eval_count": sum(len(prompt.token_ids) for prompt in prompts),
+            "prompt_eval_count": len(prompt.token_ids),
             "prompt_eval_duration": _nanoseconds(first - self._arrived),
-            "eval_count": sum(prompt.num_generated for prompt in prompts),
+            "eval_count": prompt.num_generated,
             "eval_duration": _nanoseconds(ended - first),
         }
 
@@ -149,4 +148,5 @@ def _line(value: Json) -> bytes:
 
 
 def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)
+    """At least one: clients divide by it."""
+    return max(int(seconds * 1e9), 1)

@@ -119,7 +119,8 @@ def _entries(path: Path) -> Iterator[tuple[int, Json]]:
                 if raw.strip():
                     entry = _object(raw)
                     if entry is None:
-                        raise ConfigError(f"{path}:{number}: expected a JSON object, got {raw[:60]!r}")
+                        got = raw.strip()[:60].decode(errors="replace")
+                        raise ConfigError(f"{path}:{number}: expected a JSON object, got {got}")
                     yield number, entry
     except OSError as error:
         raise ConfigError(f"{path}: cannot read requests: {error}") from error

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @configured(EngineConfig)
 def chat(
     config: Config,
-    url: Annotated[str | None, typer.Option(help="Talk to a running server instead of loading a model here.")] = None,
+    url: Annotated[str | None, typer.Option(help="Talk to this server.")] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Key for the server at --url.")
     ] = None,
@@ -32,17 +32,27 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an answer.")] = False,
 ) -> None:
-    """Talk to a model. `/help` lists the commands inside; Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk to the server that runs here, or to a model: one named on the command line is loaded for itself.
+
+    `/help` lists the commands inside; Ctrl-C stops an answer, Ctrl-D leaves.
+    """
     import asyncio
 
+    from drivetrain_server.cli.attach import server_to_join
     from drivetrain_server.cli.conversation import Conversation
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     given = {name: value for name, value in sampling.items() if value is not None}
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        opening = remote_talker(config, url, api_key, given) if url else local_talker(config, given)
         try:
+            joined = None if url else runner.run(server_to_join(config))
+            if joined is not None:
+                opening = remote_talker(joined.url, joined.model, api_key, given)
+            elif url:
+                opening = remote_talker(url, config.engine.model, api_key, given)
+            else:
+                opening = local_talker(config, given)
             talker = runner.run(stack.enter_async_context(opening))
             talk(runner, talker, Conversation(system=system), as_json=as_json)
         finally:
@@ -51,14 +61,17 @@ def chat(
 
 @asynccontextmanager
 async def remote_talker(
-    config: Config, url: str, api_key: str | None, given: Mapping[str, float]
+    url: str, model: str, api_key: str | None, given: Mapping[str, float]
 ) -> AsyncGenerator[Talker, None]:
-    """The model named in the configuration, else the first that the server lists."""
+    """A model of a server, which must answer; "" is the first that it lists."""
     from drivetrain_server.cli.remote_talker import RemoteTalker
-    from drivetrain_server.http_client import Endpoint, served_model
+    from drivetrain_server.http_client import Endpoint, check_reachable, served_model
 
     endpoint = Endpoint(url=url, api_key=api_key)
-    model = config.engine.model or await served_model(endpoint)
+    if model:
+        await check_reachable(endpoint)
+    else:
+        model = await served_model(endpoint)
     typer.echo(f"{model} at {url}", err=True)
     yield RemoteTalker(endpoint=endpoint, model=model, sampling=dict(given))
 
@@ -76,8 +89,8 @@ async def local_talker(config: Config, given: Mapping[str, float]) -> AsyncGener
 
 
 def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> None:
-    """Read messages and stream answers until the input ends or `/exit`."""
-    from drivetrain_server.cli.conversation import read_message
+    """Read messages and stream answers until the input ends or the user leaves."""
+    from drivetrain_server.cli.conversation import LEAVE, read_message
 
     interactive = sys.stdin.isatty()
     if interactive:
@@ -92,7 +105,7 @@ def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, 
         except KeyboardInterrupt:
             typer.echo("\n/exit or Ctrl-D leaves", err=True)
             continue
-        if line == "/exit":
+        if line in LEAVE:
             return
         if not line:
             continue

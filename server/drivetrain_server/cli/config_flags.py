@@ -22,7 +22,7 @@ METAVARS = {
     "size": "SIZE",
     "memory": "SIZE|SHARE",
     "list": "A,B,...",
-    "table": "JSON",
+    "table": "TABLE|JSON",
 }
 
 
@@ -38,12 +38,14 @@ class ConfiguredCommand:
         schemas: Collection[type],
         *,
         model_argument: bool,
+        arrange: Callable[[dict[str, object]], None] | None,
         only: Collection[str] | None,
     ) -> None:
         self.name = command.__name__
         self._command = command
         self._schemas = schemas
         self._model_argument = model_argument
+        self._arrange = arrange
         self._only = only
 
     def bare(self) -> Callable[..., None]:
@@ -62,6 +64,8 @@ class ConfiguredCommand:
         names = [setting.name for setting, _ in settings]
 
         def run(**values: object) -> None:
+            if self._arrange is not None:
+                self._arrange(values)
             flags = {name: cast("str | bool | None", values.pop(name)) for name in names}
             path = cast("Path | None", values.pop("config_path"))
             if (argument := cast("str | None", values.pop("model_argument", None))) is not None:
@@ -84,15 +88,21 @@ class ConfiguredCommand:
 
 
 def configured(
-    *schemas: type, model_argument: bool = True, only: Collection[str] | None = None
+    *schemas: type,
+    model_argument: bool = True,
+    arrange: Callable[[dict[str, object]], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> Callable[[Callable[..., None]], ConfiguredCommand]:
     """Give a command the fields of `schemas` as flags, and `--config`; its first parameter is the configuration.
 
     Args:
         model_argument: the model may also be given as the first argument without a flag.
+        arrange: changes the parameters' values, `model_argument` among them, before the configuration is read.
         only: names of the fields that become flags; None is all. The file and the environment may set any.
     """
-    return lambda command: ConfiguredCommand(command, schemas, model_argument=model_argument, only=only)
+    return lambda command: ConfiguredCommand(
+        command, schemas, model_argument=model_argument, arrange=arrange, only=only
+    )
 
 
 def _model_argument() -> inspect.Parameter:

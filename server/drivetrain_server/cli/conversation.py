@@ -23,11 +23,12 @@ HELP = """\
 /save FILE      write the conversation as JSON
 /stats          speed of the last answer
 /help           this list
-/exit           leave (also Ctrl-D)
+/exit           leave (also /quit, /bye and Ctrl-D)
 \"\"\"             begins and ends a message of several lines
 Ctrl-C stops an answer."""
 
 FENCE = '"""'
+LEAVE = ("/exit", "/quit", "/bye")
 
 
 class Thought(str):
@@ -89,7 +90,7 @@ class Conversation:
                 return self.stats
             case "/help":
                 return HELP
-            case _ if name.startswith("/") and name not in ("/retry", "/exit"):
+            case _ if name.startswith("/") and name not in ("/retry", *LEAVE):
                 return f"unknown command {name}; /help lists them"
             case _:
                 return None

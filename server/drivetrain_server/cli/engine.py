@@ -60,11 +60,8 @@ def sampling_params(config: Config, frontend: Frontend, given: Mapping[str, obje
     Raises:
         RequestError: a value is out of range.
     """
-    defaults = frontend.defaults
-    own = {name: getattr(defaults, name) for name in defaults.__dataclass_fields__}
-    chosen = {name: value for name, value in own.items() if value is not None}
-    chosen |= config.server.sampling_defaults
-    return SamplingParams(**cast("Mapping[str, float]", chosen | dict(given)))  # pyright: ignore[reportArgumentType]
+    chosen = frontend.defaults.given() | dict(config.server.sampling_defaults) | dict(given)
+    return SamplingParams(**cast("Mapping[str, float]", chosen))  # pyright: ignore[reportArgumentType]
 
 
 async def reply_in_chat(frontend: Frontend, messages: Sequence[Mapping[str, str]]) -> Reply:

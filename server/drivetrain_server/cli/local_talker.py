@@ -30,7 +30,7 @@ class LocalTalker:
         reply = await reply_in_chat(self.frontend, messages)
         turns = reply.turns
         request = self.frontend.request(new_request_id(), reply.prompt_ids, self.params)
-        async with aclosing(self.frontend.generate(request, shown=turns.shown)) as batches:
+        async with aclosing(self.frontend.generate(request, turns=turns)) as batches:
             async for batch in batches:
                 for event in (event for delta in batch for event in turns.push(0, delta)):
                     match event:

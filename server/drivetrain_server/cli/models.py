@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from drivetrain.config import Config
 
 
+WIDE = 4096
+
+
 def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
     """List the models on this machine."""
     from drivetrain.model_store import QUICK_START_MODEL, list_local_models, models_folder
@@ -36,7 +39,10 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     table = Table("model", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for model in models:
         table.add_row(escape(model.name), format_size(model.num_bytes), escape(str(model.path)))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE  # programs read it, and a path that is cut is of no use to them
+    console.print(table)
 
 
 def rm(

@@ -65,7 +65,7 @@ async def answer_all(
                 prompt_ids, turns = reply.prompt_ids, reply.turns
             answer.prompt_tokens = len(prompt_ids)
             request = frontend.request(new_request_id(), prompt_ids, params)
-            async for batch in frontend.generate(request, shown=turns.shown):
+            async for batch in frontend.generate(request, turns=turns):
                 for delta in batch:
                     answer.answer_tokens += len(delta.token_ids)
                     answer.finish_reason = delta.finish_reason or answer.finish_reason

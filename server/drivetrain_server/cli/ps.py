@@ -29,7 +29,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
 
     from drivetrain_server.running import running_servers
 
-    servers = asyncio.run(_ask_all(running_servers()))
+    servers = asyncio.run(ask_all(running_servers()))
     if as_json:
         typer.echo(json.dumps([asdict(server) for server in servers]))
         return
@@ -48,7 +48,8 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     Console().print(table)
 
 
-async def _ask_all(servers: list[RunningServer]) -> list[Listed]:
+async def ask_all(servers: list[RunningServer]) -> list[Listed]:
+    """Each with what its `/ready` says, in the same order."""
     import asyncio
 
     return list(await asyncio.gather(*map(_ask, servers)))

@@ -21,7 +21,22 @@ if TYPE_CHECKING:
     from drivetrain_server.cli.prompts import Prompt
 
 
-@configured(EngineConfig, model_argument=False)
+def _one_argument_is_the_prompt(values: dict[str, object]) -> None:
+    """Of `run MODEL PROMPT` the model may be left out; it may not be mistaken for a prompt."""
+    from drivetrain.model_store import is_local_model
+
+    alone = values["model_argument"]
+    if alone is None or any(values[name] is not None for name in ("prompt", "file", "batch")):
+        return
+    if values["model"] is None and is_local_model(str(alone)):
+        raise ConfigError(
+            f'PROMPT: "{alone}" is a model; say what it should answer, drivetrain run {alone} "Hello", '
+            f"or talk to it, drivetrain chat {alone}"
+        )
+    values["prompt"], values["model_argument"] = alone, None
+
+
+@configured(EngineConfig, arrange=_one_argument_is_the_prompt)
 def run(
     config: Config,
     prompt: Annotated[str | None, typer.Argument(help="What to answer; `-` reads it from standard input.")] = None,
@@ -45,7 +60,7 @@ def run(
     from drivetrain_server.cli.prompts import Prompt, read_prompts
 
     if (prompt is not None) + (file is not None) + (batch is not None) != 1:
-        raise ConfigError('PROMPT: give either a prompt (drivetrain run "Hello" --model NAME), --file or --batch')
+        raise ConfigError('PROMPT: give either a prompt (drivetrain run MODEL "Hello"), --file or --batch')
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--output: the folder {output.parent} does not exist")
     if batch is not None:

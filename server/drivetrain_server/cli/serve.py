@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def serve(config: Config) -> None:
 
 
 def _run(config: Config, engine: EngineClient, frontend_factory: FrontendFactory) -> None:
-    with _phases_shown(engine):
+    with _phases_shown(engine) as announce:
         # Imported while the engine loads.
         from drivetrain_server.serve import serve as run_server
 
@@ -50,7 +50,7 @@ def _run(config: Config, engine: EngineClient, frontend_factory: FrontendFactory
             config.server,
             engine_factory=lambda _: engine,
             frontend_factory=frontend_factory,
-            announce=_announce,
+            announce=announce,
         )
 
 
@@ -62,26 +62,33 @@ def _run_fleet(config: Config) -> None:
         engine = ProcessEngine(config.engine, socket_path=path)
         engine.launch()
         try:
-            with _phases_shown(engine):
+            with _phases_shown(engine) as announce:
                 from drivetrain_server.fleet.serve import serve_fleet
 
-                serve_fleet(engine, path, config.engine, config.server, announce=_announce)
+                serve_fleet(engine, path, config.engine, config.server, announce=announce)
         finally:
             engine.abandon()
 
 
-def _announce(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 @contextmanager
-def _phases_shown(engine: EngineClient) -> Generator[None, None, None]:
-    """Show the start of the engine in a thread of its own, so that bars never wait."""
+def _phases_shown(engine: EngineClient) -> Generator[Callable[[str], None], None, None]:
+    """Show the start of the engine in a thread of its own, so that bars never wait.
+
+    Yields:
+        What tells the user a text; once the engine has started, not before its phases have been shown to their end.
+    """
     ended = threading.Event()
     shown = threading.Thread(target=_show_phases, args=(engine, ended), name="phases", daemon=True)
+
+    def announce(text: str) -> None:
+        if engine.info is not None:
+            ended.set()
+            shown.join()
+        print(text, file=sys.stderr, flush=True)
+
     shown.start()
     try:
-        yield
+        yield announce
     finally:
         ended.set()
         shown.join()

@@ -7,14 +7,14 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 from drivetrain.config.engine import EngineConfig
 from drivetrain.config.server import ServerConfig
+from drivetrain.model_store import served_name
 from drivetrain.process.client import ProcessEngine
 from drivetrain_server.fleet.supervisor import Fleet
 from drivetrain_server.running import recorded
-from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, welcome
+from drivetrain_server.serve import SIGNALS, address_of, bind, drain_or_end, listening_on, welcome
 
 END_TIMEOUT_S = 10.0
 
@@ -36,7 +36,7 @@ def serve_fleet(
     with ExitStack() as sockets:
         listeners = [sockets.enter_context(listener) for listener in _listeners(config)]
         fleet = Fleet(engine, engine_socket, engine_config, config, listeners)
-        name = engine_config.served_model_name or Path(engine_config.model).name
+        name = engine_config.served_model_name or served_name(engine_config.model)
         sockets.enter_context(recorded(address_of(listeners[0]), name))
         asyncio.run(_serve(engine, fleet, config, listeners[0], announce))
 
@@ -60,7 +60,7 @@ async def _serve(
     starting = asyncio.create_task(_start(engine, fleet))
     signalled = asyncio.create_task(signals.get())
     try:
-        announce(f"Listening on {address}; the engine is starting ({address}/ready shows how far it is).")
+        announce(listening_on(address))
         await asyncio.wait({running, starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()

@@ -105,8 +105,7 @@ def add_pages(app: FastAPI, index: str) -> None:
             raise HttpError(404, f"there is no file {FOLDER}{name[:100]}", code="unknown_route")
         return known[name].response(request)
 
-    methods = ["GET", "HEAD"]
-    app.add_api_route("/", root, methods=methods, include_in_schema=False)
+    app.add_api_route("/", root, include_in_schema=False)
     for path in sorted(PAGES.keys() - {"/"}):
-        app.add_api_route(path, page(PAGES[path]), methods=methods, include_in_schema=False)
-    app.add_api_route(f"{FOLDER}{{name}}", part, methods=methods, include_in_schema=False)
+        app.add_api_route(path, page(PAGES[path]), include_in_schema=False)
+    app.add_api_route(f"{FOLDER}{{name}}", part, include_in_schema=False)

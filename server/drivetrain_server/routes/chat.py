@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from drivetrain.conversation import Reply
 from drivetrain.frontend import Frontend
@@ -53,6 +55,7 @@ class ChatRoute(GenerateRoute[ChatRequest]):
 
     unservable = CHAT
     id_prefix = "chatcmpl-"
+    names: ClassVar[Mapping[str, str]] = {"prompt": "messages"}
 
     def parse(self, body: JsonObject) -> ChatRequest:
         return parse(ChatRequest, body)
@@ -72,5 +75,5 @@ class ChatRoute(GenerateRoute[ChatRequest]):
             params=params,
             shape=shape,
             best=params.n,
-            shown=reply.turns.shown,
+            names={} if fields.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"},
         )

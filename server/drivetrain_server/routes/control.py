@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -12,16 +11,17 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from drivetrain.errors import DrivetrainError
-from drivetrain.messages import EngineStats, Phase
+from drivetrain.messages import Phase
 from drivetrain.version import __version__
-from drivetrain_server.errors import HttpError, error_body, http_error, internal_error
+from drivetrain_server.errors import ANTHROPIC_HEADER, HttpError, error_body, http_error, internal_error
 from drivetrain_server.lifecycle import State
+from drivetrain_server.openapi import RAW_PATHS
 from drivetrain_server.pages import add_pages
+from drivetrain_server.routes.models import add_models
 from drivetrain_server.service import Service
 from drivetrain_server.telemetry import render
 
 PHASE_PERIOD_S = 0.2
-STATS_TIMEOUT_S = 2.0
 INDEX = """Drivetrain {version}
 
 POST /v1/chat/completions   POST /v1/completions
@@ -48,7 +48,7 @@ def control_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    _add_models(app, service)
+    add_models(app, service)
     _add_state(app, service)
 
     @app.get("/version")
@@ -81,39 +81,8 @@ def control_app(service: Service) -> FastAPI:
 def error_response(request: Request, error: HttpError) -> Response:
     """An error as Starlette sends it."""
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error_body(request.url.path, error), error.status, headers, media_type="application/json")
-
-
-def _add_models(app: FastAPI, service: Service) -> None:
-    def model() -> dict[str, object]:
-        info = service.lifecycle.frontend().info
-        return {
-            "id": info.model,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "drivetrain",
-            "root": info.model,
-            "parent": None,
-            "max_model_len": info.max_model_len,
-        }
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, object]:  # pyright: ignore[reportUnusedFunction]
-        """The models that are served."""
-        return {"object": "list", "data": [model()]}
-
-    @app.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, object]:  # pyright: ignore[reportUnusedFunction]
-        """One model."""
-        found = model()
-        if name != found["id"]:
-            raise HttpError(
-                404,
-                f'the model "{name[:100]}" is not served here; this server has "{found["id"]}"',
-                param="model",
-                code="model_not_found",
-            )
-        return found
+    body = error_body(request.url.path, error, anthropic=ANTHROPIC_HEADER in request.headers)
+    return Response(body, error.status, headers, media_type="application/json")
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -138,13 +107,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Gauges, counters and histograms in Prometheus's text format."""
-        engine = lifecycle.engine
-        stats: EngineStats | None = None
-        if engine.info is not None and engine.failure is None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STATS_TIMEOUT_S):
-                    stats = await engine.stats()
-        text = render(await service.peers.readings(), ready=service.state == "ready", info=engine.info, stats=stats)
+        stats, readings = await service.stats(), await service.peers.readings()
+        text = render(readings, ready=service.state == "ready", info=lifecycle.engine.info, stats=stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -192,10 +156,23 @@ def _json(value: object, status: int, headers: dict[str, str] | None = None) -> 
 def _unrouted(request: Request, error: HTTPException) -> HttpError:
     path = request.url.path[:200]
     if error.status_code == 404:
-        return HttpError(404, f"there is no route {path}; / lists them", code="unknown_route")
+        near = _nearest(path, (*RAW_PATHS, *(route.path for route in request.app.routes)))
+        hint = "/ lists them" if near is None else f"did you mean {near}?"
+        return HttpError(404, f"there is no route {path}; {hint}", code="unknown_route")
     if error.status_code == 405:
         return method_not_allowed(request.method, path, (error.headers or {}).get("allow", "GET"))
     return HttpError(error.status_code, str(error.detail))
+
+
+def _nearest(path: str, known: Iterable[str]) -> str | None:
+    """The route that is meant by a path with a part too few or too many in front, such as /chat/completions."""
+    tidy = "/" + "/".join(filter(None, path.split("/")))
+    meant = [route for route in known if min(len(route), len(tidy)) > 1 and _one_ends_the_other(route, tidy)]
+    return min(meant, key=len, default=None)
+
+
+def _one_ends_the_other(one: str, other: str) -> bool:
+    return one.endswith(other) or other.endswith(one)
 
 
 def method_not_allowed(method: str, path: str, allow: str) -> HttpError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from drivetrain.errors import RequestError
@@ -18,6 +18,7 @@ from drivetrain_server.body import JsonObject, read_json
 from drivetrain_server.errors import HttpError, http_error
 from drivetrain_server.exchange import EVENT_STREAM, Exchange, StreamFormat, error_event
 from drivetrain_server.generation import BeforeEnd, Generation, nothing_more
+from drivetrain_server.keys import Tenant
 from drivetrain_server.service import Service, fingerprint, ignored_fields
 from drivetrain_server.wire.structured import GrammarFields, about
 from drivetrain_server.wire.unservable import Unservable, refuse_unservable
@@ -34,8 +35,8 @@ class Plan:
     Attributes:
         best: answers to return a prompt, of the `params.n` that are generated.
         empty: no tokens were asked for.
-        shown: special tokens that stay in the text, because the shape reads them.
         before_end: awaited once the answer is complete, before the client is told so.
+        names: names of our fields to those that this request used instead, for errors.
     """
 
     prompts: Sequence[PromptRun]
@@ -43,8 +44,8 @@ class Plan:
     shape: AnswerShape
     best: int
     empty: bool = False
-    shown: frozenset[int] = frozenset()
     before_end: BeforeEnd = nothing_more
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Asked(Protocol):
@@ -140,9 +141,12 @@ class GenerateRoute(ABC, Generic[Fields]):
         async with service.serving(exchange, streams=fields.streams):
             plan = await self.plan(frontend, fields, envelope, exchange)
             if plan.params.grammar is not None:
-                await self._check(frontend, plan.params.grammar, fields)
+                await self._check(frontend, plan.params.grammar, exchange.tenant, fields)
             exchange.runs = plan.prompts
-            generation = self._generation(exchange, frontend, fields, plan, envelope.id)
+            try:
+                generation = self._generation(exchange, frontend, fields, plan, envelope.id)
+            except RequestError as error:
+                raise renamed(http_error(error), plan.names) from error
             if fields.streams:
                 await generation.stream(exchange, plan.shape, usage_event=usage_event, usage_always=usage_always)
             else:
@@ -175,9 +179,9 @@ class GenerateRoute(ABC, Generic[Fields]):
         demanded = fields.demanded()
         return "tools" if demanded is None else demanded[0]
 
-    async def _check(self, frontend: Frontend, grammar: Grammar, fields: Fields) -> None:
+    async def _check(self, frontend: Frontend, grammar: Grammar, tenant: Tenant, fields: Fields) -> None:
         try:
-            await frontend.check_grammar(grammar)
+            await frontend.check_grammar(grammar, tenant.name)
         except RequestError as error:
             raise about(self.grammar_field(fields), error) from None
 
@@ -218,6 +222,5 @@ class GenerateRoute(ABC, Generic[Fields]):
             arrived=exchange.arrived,
             operation=self.operation,
             empty=plan.empty,
-            shown=plan.shown,
             before_end=plan.before_end,
         )

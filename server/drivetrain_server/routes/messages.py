@@ -43,7 +43,6 @@ class MessagesRoute(GenerateRoute[MessagesRequest]):
             params=replace(params, max_tokens=None) if window else params,
             shape=MessagesShape(envelope, reply.turns, window=window),
             best=1,
-            shown=reply.turns.shown,
         )
 
 

@@ -89,7 +89,6 @@ class OllamaRoute(GenerateRoute[Fields]):
             params=_within_context(params, len(reply.prompt_ids), frontend.info),
             shape=self._shape(frontend, fields, envelope, reply.turns, exchange.arrived),
             best=1,
-            shown=reply.turns.shown,
         )
 
     def _load_only(self, fields: Fields) -> bytes:

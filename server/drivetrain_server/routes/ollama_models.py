@@ -9,7 +9,7 @@ import orjson
 from fastapi import FastAPI
 
 from drivetrain.frontend import Frontend
-from drivetrain.messages import EngineInfo
+from drivetrain.messages import EngineInfo, EngineStats
 from drivetrain.version import __version__
 from drivetrain_server.body import read_json
 from drivetrain_server.exchange import Exchange
@@ -41,8 +41,9 @@ def add_ollama_models(app: FastAPI, service: Service) -> None:
     async def running() -> Json:  # pyright: ignore[reportUnusedFunction]
         """The models that are in memory, as Ollama lists them."""
         info = service.lifecycle.frontend().info
-        device = {"size_vram": info.weight_bytes + info.kv_bytes, "context_length": info.max_model_len}
-        return {"models": [_entry(info) | device | {"expires_at": NEVER}]}
+        held = info.loaded_bytes + _held_bytes(info, await service.stats())
+        memory = {"size": held, "size_vram": held, "context_length": info.max_model_len}
+        return {"models": [_entry(info) | memory | {"expires_at": NEVER}]}
 
 
 class OllamaShowRoute:
@@ -66,17 +67,18 @@ class OllamaShowRoute:
 
     def _about(self, frontend: Frontend, info: EngineInfo) -> Json:
         defaults = self.service.sampling_defaults(frontend)
-        architecture = info.architecture
+        family = _family(info)
         return {
             "modelfile": f"# served by Drivetrain {__version__}\nFROM {info.model}\n",
             "parameters": "\n".join(f"{name:<30} {value}" for name, value in defaults.items()),
             "template": "" if frontend.chat_template is None else frontend.chat_template.sources.get("default", ""),
             "details": _details(info),
             "model_info": {
-                "general.architecture": architecture,
-                f"{architecture}.context_length": info.max_model_len,
-                f"{architecture}.vocab_size": info.vocab_size,
-                f"{architecture}.embedding_length": info.embedding_size or None,
+                "general.architecture": family,
+                "general.parameter_count": info.num_parameters,
+                f"{family}.context_length": info.max_model_len,
+                f"{family}.vocab_size": info.vocab_size,
+                f"{family}.embedding_length": info.embedding_size or None,
             },
             "capabilities": _capabilities(frontend),
             "modified_at": _started(self.service),
@@ -105,15 +107,32 @@ def _entry(info: EngineInfo) -> Json:
 
 
 def _details(info: EngineInfo) -> Json:
-    family = info.architecture.removesuffix("ForCausalLM").lower()
+    family = _family(info)
     return {
         "parent_model": "",
         "format": "drivetrain",
         "family": family,
         "families": [family],
-        "parameter_size": "",
+        "parameter_size": _in_words(info.num_parameters),
         "quantization_level": info.dtype,
     }
+
+
+def _family(info: EngineInfo) -> str:
+    """The architecture as Ollama and GGUF files write it: `llama` for LlamaForCausalLM."""
+    return info.architecture.partition("For")[0].lower()
+
+
+def _in_words(number: int) -> str:
+    """A number of parameters as Ollama writes it: `134.52M`, `8.0B`."""
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.2f}M"
+
+
+def _held_bytes(info: EngineInfo, stats: EngineStats | None) -> int:
+    """Bytes of the pages that hold something; the others may not have been touched yet."""
+    if stats is None or stats.pages_total == 0:
+        return 0
+    return info.kv_bytes * (stats.pages_used + stats.pages_cached) // stats.pages_total
 
 
 def _started(service: Service) -> str:

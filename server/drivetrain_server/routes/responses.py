@@ -68,7 +68,6 @@ class ResponsesRoute(GenerateRoute[ResponsesRequest]):
             params=params,
             shape=shape,
             best=1,
-            shown=reply.turns.shown,
             before_end=keep,
         )
 
@@ -112,7 +111,10 @@ def _echo(fields: ResponsesRequest, params: SamplingParams) -> Json:
         "service_tier": "default",
         "store": fields.store is not False,
         "temperature": params.temperature,
-        "text": {"format": (None if text is None else text.format) or {"type": "text"}, "verbosity": "medium"},
+        "text": {
+            "format": (None if text is None else text.format) or {"type": "text"},
+            "verbosity": (None if text is None else text.verbosity) or "medium",
+        },
         "tool_choice": fields.tool_choice or "auto",
         "tools": fields.tools or [],
         "top_logprobs": fields.top_logprobs or 0,

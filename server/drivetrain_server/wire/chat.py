@@ -16,6 +16,7 @@ MAX_MESSAGES = 4096
 MAX_VARIABLE_DEPTH = 8
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 _TEXT_PART = {
+    "title": "TextPart",
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
@@ -29,41 +30,62 @@ class FunctionCall(WireModel):
     """A function that the assistant called, with its arguments as JSON text."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the function."""
     arguments: str
+    """A JSON object, as text."""
 
 
 class ToolCall(WireModel):
     """A tool call of an earlier turn."""
 
     id: str
+    """By which the tool's answer names the call."""
     type: Literal["function"]
+    """There is one type."""
     function: FunctionCall
+    """What was called."""
 
 
 class ChatMessage(WireModel):
     """One turn. `content` is text or a list of text parts."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
+    """`developer` (rendered as `system`), `system`, `user`, `assistant` or `tool`."""
     content: Annotated[JsonValue, WithJsonSchema(_CONTENT_SCHEMA)] = None
+    """A text, or a list of `{"type": "text", "text": ...}`; null only beside `tool_calls` or `refusal`."""
     name: str | None = None
+    """Text, for templates that read it."""
     tool_calls: list[ToolCall] | None = None
+    """Calls of an earlier turn of the assistant: `id`, `type` of `function`, `function`."""
     tool_call_id: str | None = None
+    """Required in a message of role `tool`."""
     reasoning: str | None = None
+    """Text of an earlier turn, for templates that read it."""
     reasoning_content: str | None = None
+    """The same as `reasoning`."""
     refusal: str | None = None
+    """Text; stands for `content` where that is null."""
 
 
 class ChatFields(WireModel):
     """What becomes a prompt through the chat template; `/tokenize` takes the same."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    """The turns of the conversation so far."""
     add_generation_prompt: bool | None = None
+    """End the prompt with the beginning of an answer. Default: true."""
     continue_final_message: bool | None = None
+    """Go on with the last message, which is the assistant's. Default: false."""
     chat_template_kwargs: dict[str, JsonValue] | None = None
+    """Variables of the model's template; one that it does not read is a 400, unless it asks for nothing."""
     tools: Annotated[list[ToolOffer], Field(max_length=MAX_TOOLS)] | None = None
+    """Functions that the model may call."""
     tool_choice: ToolChoice = None
+    """Whether it may, must not or must call, and which. Default: `"auto"`."""
     parallel_tool_calls: bool | None = None
+    """False: one call an answer. Default: true."""
     reasoning_effort: ReasoningEffort | None = None
+    """A 400 where the model's template has no variable for it. Default: the template's."""
 
     @property
     def tool_use(self) -> ToolUse:
@@ -100,10 +122,15 @@ class ChatRequest(SamplingFields, ChatFields):
     """A conversation to go on with."""
 
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """Tokens to generate at most. Default: to the end of the context."""
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """The older name; both must agree where both are sent. Default: to the end of the context."""
     logprobs: bool | None = None
+    """Log-probabilities of the answer's tokens. Default: false."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Alternatives for each token; needs `logprobs`. Default: 0."""
     include_reasoning: bool | None = None
+    """False: leave the reasoning out of the answer. Default: true."""
 
     @property
     def num_logprobs(self) -> int | None:

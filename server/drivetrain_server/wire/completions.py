@@ -62,11 +62,17 @@ class CompletionRequest(SamplingFields):
     prompt: Annotated[
         list[str] | list[list[int]], BeforeValidator(prompts), WithJsonSchema(PROMPT_SCHEMA, mode="validation")
     ]
+    """At most 2048 prompts."""
     max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    """Tokens to generate at most; 0 only scores, with `echo`. Default: 16."""
     echo: bool | None = None
+    """Begin each answer with its prompt; with `logprobs`, of the prompt too. Default: false."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probabilities with so many alternatives."""
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    """Generate so many, return the `n` likeliest a token; not in streams. Default: `n`."""
     add_special_tokens: bool | None = None
+    """Let the tokenizer add its begin token to texts. Default: true."""
 
     @property
     def choices(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ class RetrieveQuery(WireModel):
     """Which response is meant stands in the path."""
 
     include: Include | None = None
+    """Taken, and adds nothing."""
 
 
 class InputItemsQuery(RetrieveQuery):
@@ -27,8 +28,11 @@ class InputItemsQuery(RetrieveQuery):
     """
 
     order: Literal["asc", "desc"] = "desc"
+    """`desc` puts the newest first. Default: `desc`."""
     limit: Annotated[int, Field(strict=False, ge=1, le=100)] = 20
+    """Items of one page at most. Default: 20."""
     after: str | None = None
+    """Go on behind this item."""
 
 
 def query_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:

@@ -28,19 +28,29 @@ class Thinking(WireModel):
     """Whether the model thinks before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive"]
+    """Whether it thinks; `adaptive` leaves it to the template."""
     budget_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """To 4096 is low effort, to 16384 medium, else high."""
 
 
 class MessagesFields(WireModel):
     """What becomes a prompt; `/v1/messages/count_tokens` takes the same."""
 
-    model: str = Field(description="A name that `/v1/models` lists.")
+    model: str
+    """Must be the name that `/v1/models` lists."""
     messages: Annotated[list[dict[str, JsonValue]], Field(min_length=1, max_length=4096)]
+    """Blocks: `text`, `thinking`, `tool_use`, `tool_result` with text."""
     system: str | list[dict[str, JsonValue]] | None = None
+    """The system message."""
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=128)] | None = None
+    """`name`, `description`, `input_schema`; a tool that the server would run is a 400."""
     tool_choice: dict[str, JsonValue] | None = None
+    """`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use`. Default: auto."""
     thinking: Thinking | None = None
+    """`enabled` (`budget_tokens` to 4096 is low effort, to 16384 medium, else high), `disabled`. Default: the
+    template's."""
     output_config: dict[str, JsonValue] | None = None
+    """`effort`; `format` of `json_schema`."""
 
     def chat_body(self) -> Json:
         """The conversation in the words of chat completions.
@@ -90,16 +100,25 @@ class MessagesRequest(MessagesFields):
     """A conversation to go on with."""
 
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)]
+    """Tokens to generate at most."""
     stream: bool | None = None
+    """Answer as events. Default: false."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    """0 takes the likeliest token. Default: 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the smallest set of tokens with this probability. Default: 1."""
     top_k: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    """Keep the k likeliest; 0 keeps all. Default: 0."""
     stop_sequences: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=64)] | None
     ) = None
+    """At most 64 strings of 1 to 1024 characters."""
     priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
+    """Lower runs first. Default: 0."""
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    """Prefixes are shared only within one salt and key."""
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    """Becomes part of the answer's `id`. Default: made."""
 
     @property
     def streams(self) -> bool:

@@ -64,19 +64,27 @@ KeepAlive = str | int | float
 class OllamaModel(WireModel):
     """A request that names a model, and nothing else that changes anything."""
 
-    model: ModelName = Field(description="A name that `/api/tags` lists.")
+    model: ModelName
+    """The name that `/api/tags` lists; may end in `:latest`."""
     keep_alive: KeepAlive | None = None
+    """Taken; the model stays while the server runs."""
 
 
 class OllamaFields(OllamaModel):
     """Fields of `/api/chat` and `/api/generate` alike."""
 
     stream: bool | None = None
+    """True by default."""
     format: str | dict[str, JsonValue] | None = None
+    """Any JSON object, or JSON that the schema allows."""
     options: dict[str, JsonValue] | None = None
+    """How tokens are chosen, by Ollama's names."""
     think: bool | Literal["low", "medium", "high"] | None = None
+    """As `reasoning_effort`; true leaves the template's own default, and is a 400 where the model does not reason."""
     logprobs: bool | None = None
+    """Log-probabilities."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Alternatives for each token."""
 
     @property
     def streams(self) -> bool:
@@ -158,7 +166,9 @@ class OllamaChat(OllamaFields):
     messages: Annotated[list[dict[str, JsonValue]], Field(max_length=4096)] = Field(
         default_factory=list[dict[str, JsonValue]]
     )
+    """`role`, `content`, `thinking`, `tool_calls`, `tool_name`; none asks only whether the model is there."""
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=128)] | None = None
+    """Functions that the model may call, as OpenAI's objects."""
 
     def chat_body(self) -> Json:
         """The conversation in the words of chat completions.
@@ -177,8 +187,11 @@ class OllamaGenerate(OllamaFields):
     """Text to go on from: through the chat template, or with `raw` as it is."""
 
     prompt: str = ""
+    """None asks only whether the model is there."""
     system: str | None = None
+    """The system message."""
     raw: bool | None = None
+    """Without the chat template; then `system` and `think` are a 400."""
 
     def chat_body(self) -> Json:
         """The prompt as a conversation of one turn."""
@@ -219,16 +232,22 @@ class OllamaEmbed(OllamaModel):
     """Texts whose embeddings are wanted."""
 
     input: Annotated[list[str], BeforeValidator(_inputs), WithJsonSchema(_INPUT_SCHEMA, mode="validation")]
+    """One text or several."""
     dimensions: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """First numbers of the vector alone, brought to length 1 again. Default: the model's own."""
     truncate: bool | None = None
+    """Taken, and changes nothing: inputs are never cut."""
     options: dict[str, JsonValue] | None = None
+    """Taken, and changes nothing."""
 
 
 class OllamaEmbedding(OllamaModel):
     """The older form: one text, whose vector is not normalised."""
 
     prompt: str
+    """The text."""
     options: dict[str, JsonValue] | None = None
+    """Taken, and changes nothing."""
 
 
 def _turn(message: Mapping[str, JsonValue], place: str, calls: list[tuple[str, str]]) -> Json:

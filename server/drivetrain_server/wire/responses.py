@@ -28,49 +28,79 @@ class Reasoning(WireModel):
     """How much the model reasons. `summary` asks for a summary where one is made; none is made here."""
 
     effort: str | None = None
+    """As `reasoning_effort` of chat completions."""
     summary: Literal["auto", "concise", "detailed"] | None = None
+    """Taken; no summaries are made."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """Taken; no summaries are made."""
 
 
 class TextOutput(WireModel):
     """The form of the answer."""
 
     format: dict[str, JsonValue] | None = None
-    verbosity: Literal["medium"] | None = None
+    """`text`, `json_object` or `json_schema`. Default: text."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Told again, and changes nothing. Default: medium."""
 
 
 class ResponsesRequest(WireModel):
     """A conversation to go on with, kept by the server if the client wants."""
 
-    model: str = Field(description="A name that `/v1/models` lists.")
+    model: str
+    """Must be the name that `/v1/models` lists."""
     input: str | Annotated[list[dict[str, JsonValue]], Field(min_length=1, max_length=MAX_ITEMS)]
+    """`message`, `reasoning`, `function_call`, `function_call_output`."""
     instructions: str | None = None
+    """A system message in front, of this response alone."""
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
+    """Go on from this kept response."""
     store: bool | None = None
+    """Keep the response. Default: true."""
     stream: bool | None = None
+    """Answer as events. Default: false."""
     max_output_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """Tokens to generate at most, reasoning included. Default: to the end of the context."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    """0 takes the likeliest token. Default: 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the smallest set of tokens with this probability. Default: 1."""
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    """Keep the k likeliest; 0 and -1 keep all. Default: 0."""
     min_p: Probability | None = None
+    """Keep tokens at least this likely relative to the likeliest. Default: 0."""
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    """Same seed, same draws. Default: drawn."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Alternatives for each token. Default: 0."""
     include: Include | None = None
+    """`message.output_text.logprobs`; `reasoning.encrypted_content` is taken and adds nothing."""
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=128)] | None = None
+    """Functions alone; a tool that the server would run is a 400."""
     tool_choice: str | dict[str, JsonValue] | None = None
+    """`none`, `auto`, `required`, a function, `allowed_tools`. Default: `auto`."""
     parallel_tool_calls: bool | None = None
+    """Several calls in one answer. Default: true."""
     text: TextOutput | None = None
+    """`format`: `text`, `json_object` or `json_schema`; `verbosity` is told again, and changes nothing. Default:
+    text."""
     reasoning: Reasoning | None = None
+    """`effort`; no summaries are made, the reasoning itself is in `content`."""
     truncation: Literal["auto", "disabled"] | None = None
+    """`auto` leaves out the oldest messages that do not fit. Default: `disabled`."""
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
         ]
         | None
     ) = None
+    """Told again in the answer."""
     priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
+    """Lower runs first. Default: 0."""
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    """Prefixes are shared only within one salt and key."""
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    """Names the request in the log. Default: made."""
 
     @property
     def streams(self) -> bool:

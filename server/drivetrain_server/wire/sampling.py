@@ -40,37 +40,64 @@ class StreamOptions(WireModel):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
+    """Tell the usage in an event at the end. Default: false."""
     continuous_usage_stats: bool | None = None
+    """With `include_usage`: tell it in every event. Default: false."""
 
 
 class SamplingFields(GrammarFields):
     """Fields of completions and chat completions alike."""
 
-    model: str = Field(description="A name that `/v1/models` lists.")
+    model: str
+    """Must be the name that `/v1/models` lists."""
     stream: bool | None = None
+    """Answer as events. Default: false."""
     stream_options: StreamOptions | None = None
+    """`include_usage`; extension: `continuous_usage_stats`; only with `stream`."""
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    """Answers to each prompt. Default: 1."""
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    """0 takes the likeliest token. Default: 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the smallest set of tokens with this probability. Default: 1."""
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    """Keep the k likeliest; 0 and -1 keep all. Default: 0."""
     min_p: Probability | None = None
+    """Keep tokens at least this likely relative to the likeliest. Default: 0."""
     presence_penalty: Penalty | None = None
+    """Subtracted once from tokens that were generated. Default: 0."""
     frequency_penalty: Penalty | None = None
+    """Subtracted for each time that a token was generated. Default: 0."""
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Divides the logits of tokens in prompt or answer. Default: 1."""
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIAS)] | None = None
+    """Token id (as a string) to -100 to 100; at most 1024."""
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    """Same seed, same draws. Default: drawn."""
     stop: Annotated[list[str] | None, BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA, mode="validation")] = None
+    """At most 64 strings of 1 to 1024 characters that end the answer."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
+    """At most 64 token ids that end the answer."""
     include_stop_str_in_output: bool | None = None
+    """Leave the stop string in the text. Default: false."""
     ignore_eos: bool | None = None
+    """Go on past the model's end tokens. Default: false."""
     min_tokens: Count | None = None
+    """No end or stop token before so many tokens. Default: 0."""
     skip_special_tokens: bool | None = None
+    """Leave special tokens out of the text. Default: true."""
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
+    """At most 256 strings that are never generated."""
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probabilities of the prompt, with so many alternatives."""
     return_token_ids: bool | None = None
+    """Add `token_ids` and `prompt_token_ids`. Default: false."""
     priority: Annotated[int, Field(ge=-(2**31), le=INT32_MAX)] | None = None
+    """Lower runs first. Default: 0."""
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    """Prefixes are shared only within one salt and key."""
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    """Becomes part of the answer's `id`. Default: made."""
 
     @property
     def streams(self) -> bool:

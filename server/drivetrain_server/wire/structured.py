@@ -20,39 +20,58 @@ class JsonSchemaFormat(WireModel):
     """A schema with what OpenAI's clients send beside it; `strict` or not, every answer is valid."""
 
     name: str | None = None
+    """Changes nothing."""
     description: str | None = None
+    """Changes nothing."""
     schema_: Annotated[JsonValue, Field(alias="schema"), WithJsonSchema({"type": "object"})] = None
+    """The schema that the answer fits."""
     strict: bool | None = None
+    """Makes no difference: a schema is never weakened."""
 
 
 class ResponseFormat(WireModel):
     """What an answer looks like. Structural tags bring further fields."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    """The form."""
     json_schema: JsonSchemaFormat | None = None
+    """The schema, with type `json_schema`."""
 
 
 class StructuredOutputs(WireModel):
     """One of the first six fields; the others are refused unless they ask for nothing."""
 
     json_: Annotated[Schema, Field(alias="json")] = None
+    """A JSON schema, as an object or as its JSON in a string."""
     regex: str | None = None
+    """A regular expression that the whole answer matches."""
     choice: Choices | None = None
+    """Texts of which the answer is one."""
     grammar: str | None = None
+    """A grammar in llguidance's Lark syntax."""
     json_object: bool | None = None
+    """Any JSON object."""
     structural_tag: Schema = None
+    """Free text with tagged parts."""
 
 
 class GrammarFields(WireModel):
     """Fields of every route that generates."""
 
     response_format: ResponseFormat | None = None
+    """`type` of `text`, `json_object`, `json_schema` or `structural_tag`. Default: free text."""
     structured_outputs: StructuredOutputs | None = None
+    """One of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`. Default: free text."""
     guided_json: Schema = None
+    """The older name of `structured_outputs.json`. Default: free text."""
     guided_regex: str | None = None
+    """The older name of `structured_outputs.regex`. Default: free text."""
     guided_choice: Choices | None = None
+    """The older name of `structured_outputs.choice`. Default: free text."""
     guided_grammar: str | None = None
+    """The older name of `structured_outputs.grammar`. Default: free text."""
     guided_json_object: bool | None = None
+    """The older name of `structured_outputs.json_object`. Default: false."""
 
     def demanded(self) -> tuple[str, Grammar] | None:
         """(field, grammar) of the one form that was demanded.

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from drivetrain_server.wire.chat import ChatFields
 from drivetrain_server.wire.sampling import TokenId
 from drivetrain_server.wire.validation import WireModel
@@ -15,22 +11,32 @@ class TokenizeText(WireModel):
     """A text to encode."""
 
     model: str | None = None
+    """The model that is served; may be left out."""
     prompt: str
+    """What to encode."""
     add_special_tokens: bool | None = None
+    """True for `prompt`, false for `messages` by default."""
     return_token_strs: bool | None = None
+    """Add `token_strs`, the text of each token."""
 
 
 class TokenizeChat(ChatFields):
     """A conversation to render and encode."""
 
     model: str | None = None
+    """The model that is served; may be left out."""
     add_special_tokens: bool | None = None
+    """True for `prompt`, false for `messages` by default."""
     return_token_strs: bool | None = None
+    """Add `token_strs`, the text of each token."""
 
 
 class Detokenize(WireModel):
     """Token ids to decode."""
 
     model: str | None = None
-    tokens: list[TokenId] = Field(description="Token ids.")
-    skip_special_tokens: Annotated[bool | None, Field(description="Leave special tokens out; false by default.")] = None
+    """The model that is served; may be left out."""
+    tokens: list[TokenId]
+    """Token ids."""
+    skip_special_tokens: bool | None = None
+    """False by default."""

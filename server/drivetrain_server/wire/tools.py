@@ -22,19 +22,26 @@ class ToolFunction(WireModel):
     """A function, its arguments described by a JSON schema."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    """1 to 64 of `A-Z a-z 0-9 _ . -`."""
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION)] | None = None
+    """What it does, for the model."""
     parameters: dict[str, JsonValue] | None = None
+    """JSON schema of its arguments, an object. Default: no arguments."""
     strict: bool | None = None
+    """Calls fit the schema even where `tool_choice` is auto. Default: false."""
 
 
 class ToolOffer(WireModel):
     """A tool that the model may call."""
 
     type: Literal["function"]
+    """There is one type."""
     function: ToolFunction
+    """The function."""
 
 
 _NAMED_SCHEMA = {
+    "title": "NamedTool",
     "type": "object",
     "properties": {
         "type": {"const": "function"},
@@ -47,6 +54,7 @@ CHOICE_SCHEMA = {
         {"enum": ["none", "auto", "required", None]},
         _NAMED_SCHEMA,
         {
+            "title": "AllowedTools",
             "type": "object",
             "properties": {
                 "type": {"const": "allowed_tools"},
@@ -78,7 +86,7 @@ def tool_use(offers: Sequence[ToolOffer] | None, choice: JsonValue, parallel: bo
         if function.name in tools:
             raise refuse(f"tools[{at}].function.name", f'"{function.name}" was offered before; name each tool once')
         tools[function.name] = _tool(function, f"tools[{at}].function")
-    names, required = _chosen(choice)
+    names, required, named = _chosen(choice)
     if choice not in (None, "none", "auto") and not tools:
         raise refuse("tool_choice", "it is allowed only with tools; add them or leave it out")
     for name in names or ():
@@ -86,7 +94,7 @@ def tool_use(offers: Sequence[ToolOffer] | None, choice: JsonValue, parallel: bo
             raise refuse("tool_choice", f'tools has no function "{name[:64]}"; it has {", ".join(tools)[:200]}')
     if names is not None:
         tools = {name: tools[name] for name in tools if name in names}
-    return ToolUse(tools=tools, required=required, parallel=parallel is not False)
+    return ToolUse(tools=tools, required=required, parallel=parallel is not False and not named)
 
 
 def _tool(function: ToolFunction, place: str) -> Tool:
@@ -107,23 +115,23 @@ def _tool(function: ToolFunction, place: str) -> Tool:
     )
 
 
-def _chosen(choice: JsonValue) -> tuple[list[str] | None, bool]:
-    """(names that may be called, None for all; whether one must be)."""
+def _chosen(choice: JsonValue) -> tuple[list[str] | None, bool, bool]:
+    """(names that may be called, None for all; whether one must be; whether it is that one, once)."""
     match choice:
         case None | "auto":
-            return None, False
+            return None, False, False
         case "none":
-            return [], False
+            return [], False, False
         case "required":
-            return None, True
+            return None, True, False
         case {"type": "function"}:
-            return [_named(choice, "tool_choice")], True
+            return [_named(choice, "tool_choice")], True, True
         case {
             "type": "allowed_tools",
             "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools},
         }:
             names = [_named(tool, f"tool_choice.allowed_tools.tools[{at}]") for at, tool in enumerate(tools)]
-            return names, mode == "required"
+            return names, mode == "required", False
         case _:
             raise refuse(
                 "tool_choice",

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 from drivetrain_server.errors import HttpError
 
-IGNORED = ("metadata", "store", "user")
-"""Known fields that are accepted and change nothing."""
+IGNORED = (
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "store",
+    "user",
+    "verbosity",
+)
+"""Known fields that are accepted and change nothing: notes to the operator, and hints that promise nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +68,12 @@ CHAT: dict[str, Unservable] = COMMON | {
     "function_call": Unservable(reason="use tool_choice instead", harmless=("none", "auto")),
     "audio": Unservable(reason=_AUDIO),
     "modalities": Unservable(reason=_AUDIO, harmless=(["text"],)),
-    "prediction": Unservable(reason="predicted outputs are not served; leave it out"),
     "web_search_options": Unservable(reason="this server does not search the web; leave it out"),
     "reasoning": Unservable(reason="use reasoning_effort instead"),
     "thinking": Unservable(
         reason="use reasoning_effort, or chat_template_kwargs with the variable of this model's template"
     ),
-    "verbosity": Unservable(reason=_HINT),
     "service_tier": Unservable(reason="there is one tier", harmless=("auto", "default")),
-    "safety_identifier": Unservable(reason=_HINT),
-    "prompt_cache_key": Unservable(reason="use cache_salt to separate caches; prefixes are found by themselves"),
-    "prompt_cache_retention": Unservable(reason=_HINT),
     "moderation": Unservable(reason=_HINT),
     "chat_template": Unservable(reason="templates in requests are never run; the operator sets one for the model"),
     "documents": Unservable(reason="put documents into a message"),
@@ -116,12 +120,12 @@ OLLAMA: dict[str, Unservable] = {
 _PENALTY = "repetition, presence and frequency penalties are served in its place"
 OLLAMA_OPTIONS: dict[str, Unservable] = {
     "options.mirostat": Unservable(reason=_PENALTY, harmless=(0,)),
-    "options.mirostat_eta": Unservable(reason="mirostat is not served; leave it out"),
-    "options.mirostat_tau": Unservable(reason="mirostat is not served; leave it out"),
+    "options.mirostat_eta": Unservable(reason="mirostat is not served; leave it out", harmless=(0.1,)),
+    "options.mirostat_tau": Unservable(reason="mirostat is not served; leave it out", harmless=(5, 5.0)),
     "options.typical_p": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
     "options.tfs_z": Unservable(reason="use top_p or min_p", harmless=(1, 1.0)),
     "options.penalize_newline": Unservable(reason="newlines are tokens like others", harmless=(True,)),
-    "options.repeat_last_n": Unservable(reason="penalties count the whole text; send -1", harmless=(-1,)),
+    "options.repeat_last_n": Unservable(reason="penalties count the whole text; send -1", harmless=(-1, 64)),
 }
 
 

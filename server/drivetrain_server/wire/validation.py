@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from drivetrain_server.errors import HttpError
 
@@ -18,7 +19,15 @@ ROOT_NAME = re.compile(r"[^.\[]+")
 class WireModel(BaseModel):
     """A JSON object as it comes in: no type is coerced, unknown fields are kept aside and reported."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True, protected_namespaces=())
+    # The docstring of a field is its description in the OpenAPI document, on the reference page and in docs/http.md.
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        frozen=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @property
     def unknown(self) -> list[str]:
@@ -35,12 +44,12 @@ def parse(model: type[Model], body: Mapping[str, object]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         param = spell(first["loc"])
         if first["type"] == "missing":
             message = f"{param}: this field is required and was not sent"
         else:
-            message = f"{param}: {_reason(first['msg'])}; got {shown(first['input'])}"
+            message = f"{param}: {_reason(first)}; got {shown(first['input'])}"
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         raise HttpError(400, message, param=param, code=code) from None
 
@@ -99,6 +108,15 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
 
 
-def _reason(message: str) -> str:
-    message = message.removeprefix("Value error, ")
+def _reason(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "too_short":
+        return f"expected at least {_counted(context['min_length'])}"
+    if error["type"] == "too_long":
+        return f"expected at most {_counted(context['max_length'])}"
+    message = error["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:] if message[:6] == "Input " else message
+
+
+def _counted(number: int) -> str:
+    return "1 item" if number == 1 else f"{number} items"

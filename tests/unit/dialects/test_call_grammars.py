@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from array import array
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -17,10 +19,11 @@ from drivetrain.dialects.events import ContentDelta, ReasoningDelta, ToolCallArg
 from drivetrain.dialects.forms import TaggedForm, Tool
 from drivetrain.dialects.grammar import call_grammar, form_of_content
 from drivetrain.dialects.reader import marker_texts
+from drivetrain.dialects.reasoning_families import REASONING_FAMILIES
 from drivetrain.dialects.spelling import written_calls
 from drivetrain.dialects.tool_families import TOOL_FAMILIES
 from drivetrain.errors import RequestError
-from drivetrain.grammar import Grammar
+from drivetrain.grammar import Grammar, GrammarKind
 from drivetrain.grammar.compiler import GrammarCompiler
 from drivetrain.grammar.vocabulary import open_vocabulary
 from drivetrain.tokenizer import Tokenizer
@@ -80,14 +83,15 @@ def drawn(grammar: Grammar, seed: int, *special: str, ends: tuple[str, ...] = ()
     tokenizer = tokenizer_with(*special)
     chance = random.Random(seed)
     matcher = compiler_for(*special).compile(grammar).matcher()
-    mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
     tokens = array("i")
     spelling: list[int] = []
     while len(tokens) < limit:
         matcher.follow(tokens, 0)
-        if matcher.ended or not matcher.fill(mask.ctypes.data, mask.nbytes):
+        if matcher.mask_W is None:
             break
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: tokenizer.vocab_size])
+        allowed = np.flatnonzero(
+            np.unpackbits(matcher.mask_W.view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
+        )
         if END in allowed and (len(allowed) == 1 or chance.random() < 0.5):
             break
         if not spelling and len(allowed) > 100 and ends and chance.random() < 0.3:
@@ -152,7 +156,7 @@ def dialect_of(family: str, reasoning: str = "none") -> Dialect:
 def test_a_required_call_is_one_that_fits(family: str) -> None:
     dialect = dialect_of(family)
     assert dialect.tools is not None
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=True, prompt_end="", reasons=False)
     for seed in range(6):
         text = drawn(grammar, seed, ends=ends_of(dialect))
         _, content, calls = read(dialect, text)
@@ -162,17 +166,14 @@ def test_a_required_call_is_one_that_fits(family: str) -> None:
     written = written_calls(dialect.tools.forms[0], [("book", {"city": "a", "nights": 3, "guests": []}), ("now", {})])
     matcher = compiler_for().compile(grammar).matcher()
     matcher.follow(array("i", list(written.encode())), 0)
-    mask = np.zeros(-(-tokenizer_with().vocab_size // 32), np.int32)
-    assert matcher.ended or (matcher.fill(mask.ctypes.data, mask.nbytes) and mask.view(np.uint32)[END // 32] & 1), (
-        written
-    )
+    assert matcher.ended or (matcher.mask_W is not None and matcher.mask_W.view(np.uint32)[END // 32] & 1), written
 
 
 @pytest.mark.parametrize("family", [name for name, each in TOOL_FAMILIES.items() if not each.channels])
 def test_one_call_is_one_and_a_named_one_is_that(family: str) -> None:
     dialect = dialect_of(family)
     named = {"book": TOOLS["book"]}
-    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="")
+    grammar = call_grammar(dialect, named, {}, required=True, parallel=False, prompt_end="", reasons=False)
     for seed in range(3):
         _, content, calls = read(dialect, drawn(grammar, seed, ends=ends_of(dialect)))
         assert [name for name, _ in calls] == ["book"] and not content
@@ -187,7 +188,7 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser=reasoning)
     assert dialect.reasoning is not None
     end = dialect.reasoning.open if begun else "assistant: "
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end)
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end, reasons=begun)
     reasoned = 0
     for seed in range(8):
         text = drawn(grammar, seed, *MARKERS, ends=ends_of(dialect))
@@ -200,14 +201,15 @@ def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str
 
 def test_nothing_is_reasoned_where_the_prompt_has_ended_it() -> None:
     dialect = dialect_of("hermes", "think")
-    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end="<think>\n\n</think>\n\n")
+    ended = "<think>\n\n</think>\n\n"
+    grammar = call_grammar(dialect, TOOLS, {}, required=True, parallel=False, prompt_end=ended, reasons=False)
     assert drawn(grammar, 0).startswith("<tool_call>")
 
 
 def test_harmony_calls_in_its_channels() -> None:
     special = special_of(tokenizer_with(*marker_texts(None, None), *HARMONY))
     dialect = choose_dialect((), special, (), tool_parser="harmony", reasoning_parser="harmony")
-    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="", reasons=False)
     seen: set[bool] = set()
     for seed in range(8):
         reasoning, content, calls = read(dialect, drawn(grammar, seed, *HARMONY, ends=("<|end|>",)))
@@ -225,7 +227,7 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     marks = tuple(text for text in MARKERS if text in ("[TOOL_CALLS]", "[ARGS]"))
     special = special_of(tokenizer_with(*marks))
     dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser="none")
-    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="")
+    grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="", reasons=False)
     compiler = compiler_for(*marks)
     written = {
         "hermes": 'Ok <tool_call>\n{"name": "book", "arguments": {"city": 5',
@@ -240,39 +242,89 @@ def test_strict_calls_among_free_text_fit(family: str) -> None:
     tokenizer = tokenizer_with(*marks)
     for text, allowed in ((written[:-1], True), (written, False), ("Just text, <tool", True), ("Fine.", True)):
         matcher = compiler.compile(grammar).matcher()
-        mask = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
         followed = array("i")
         fits = True
         for token in tokenizer.encode(text, add_special_tokens=False):
             matcher.follow(followed, 0)
-            filled = matcher.fill(mask.ctypes.data, mask.nbytes)
-            fits = fits and filled and bool(mask.view(np.uint32)[token // 32] >> (token % 32) & 1)
+            mask_W = matcher.mask_W
+            fits = fits and mask_W is not None and bool(mask_W.view(np.uint32)[token // 32] >> (token % 32) & 1)
             followed.append(token)
         assert fits is allowed, text
 
 
 def test_a_schema_that_cannot_be_kept_is_refused_by_its_keyword() -> None:
     tool = Tool(name="f", parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
-    grammar = call_grammar(dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="")
+    grammar = call_grammar(
+        dialect_of("hermes"), {"f": tool}, {}, required=True, parallel=True, prompt_end="", reasons=False
+    )
     with pytest.raises(RequestError, match="uniqueItems"):
         compiler_for().compile(grammar)
 
 
-def test_a_form_of_the_answer_stands_behind_reasoning_that_has_begun() -> None:
-    dialect = dialect_of("hermes", "think")
-    schema = {
-        "type": "object",
-        "properties": {"a": {"type": "boolean"}},
-        "required": ["a"],
-        "additionalProperties": False,
-    }
-    grammar = form_of_content(dialect, Grammar(kind="json_schema", value=json.dumps(schema)), {}, reasons=True)
-    assert grammar is not None
-    text = "Hm { </think>\n\n" + '{"a":true}'
-    reasoning, content, _ = read(dialect, text, reasons=True)
-    assert (reasoning, content) == ("Hm {", '{"a":true}')
-    matcher = compiler_for().compile(grammar).matcher()
-    matcher.follow(array("i", list(text.encode())), 0)
+TAG = {"structures": [{"begin": "<f>", "schema": {"const": [1]}, "end": "</f>"}], "triggers": ["<f"]}
+FLAG = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+FORMS: dict[GrammarKind, tuple[str, Callable[[str], object]]] = {
+    "regex": ("[a-c]{2,4}/x", re.compile("[a-c]{2,4}/x").fullmatch),
+    "choice": (json.dumps(["yes", "no", "no way"]), ["yes", "no", "no way"].__contains__),
+    "lark": ('start: before "!" reasoning\nbefore: /[a-z]{1,3}/\nreasoning: "a"', re.compile("[a-z]{1,3}!a").fullmatch),
+    "structural_tag": (json.dumps(TAG), lambda text: "<f" not in text.replace("<f>[1]</f>", "")),
+    "json_schema": (json.dumps(FLAG), lambda text: isinstance(json.loads(text)["a"], bool)),
+}
+"""Each kind of form: a value, and what its texts have to be. One has names of rules that are ours too."""
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("family", [name for name, each in REASONING_FAMILIES.items() if not each.channels])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_form_of_the_content_stands_behind_free_reasoning(kind: GrammarKind, family: str, begun: bool) -> None:
+    dialect = dialect_of("hermes", family)
+    assert dialect.reasoning is not None
+    value, fits = FORMS[kind]
+    for special in ((), (dialect.reasoning.open, dialect.reasoning.close)):
+        grammar = form_of_content(
+            dialect,
+            Grammar(kind=kind, value=value),
+            special_of(tokenizer_with(*special)),
+            prompt_end=dialect.reasoning.open if begun else "",
+            reasons=begun,
+        )
+        for seed in range(3):
+            text = drawn(grammar, seed, *special, ends=(dialect.reasoning.close,))
+            if begun:
+                assert dialect.reasoning.close in text
+            reader = dialect.reader({}, reasons=begun)
+            content = "".join(
+                event.text for event in reader.push(text) + reader.finish() if isinstance(event, ContentDelta)
+            )
+            assert fits(content), (text, content)
+        # Whatever is thought, the form stands behind it.
+        spoken = ("" if begun else dialect.reasoning.open) + 'Hm { "'
+        matcher = compiler_for(*special).compile(grammar).matcher()
+        tokens = array("i", tokenizer_with(*special).encode(spoken + dialect.reasoning.close + "\n\n"))
+        matcher.follow(tokens, 0)
+        assert (matcher.failure, matcher.ended) == (None, False)
+
+
+def test_a_form_is_the_whole_answer_where_nothing_is_reasoned() -> None:
+    form = Grammar(kind="regex", value="a")
+    assert form_of_content(dialect_of("hermes"), form, {}, prompt_end="", reasons=False) is form
+    ended = "<think>\n\n</think>\n\n"
+    assert form_of_content(dialect_of("hermes", "think"), form, {}, prompt_end=ended, reasons=False) is form
+    # A message that is gone on with, and whose reasoning was left open.
+    open_again = form_of_content(dialect_of("hermes", "think"), form, {}, prompt_end=ended + "so", reasons=True)
+    matcher = compiler_for().compile(open_again).matcher()
+    matcher.follow(array("i", list(b"Hm.</think>a")), 0)
     assert matcher.ended
-    assert form_of_content(dialect, Grammar(kind="regex", value="a"), {}, reasons=True) is None
-    assert form_of_content(dialect, Grammar(kind="json_object"), {}, reasons=False) is None
+
+
+def test_harmony_puts_a_form_into_its_final_channel() -> None:
+    special = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
+    tokenizer = tokenizer_with(*special)
+    dialect = dialect_of("harmony", "harmony")
+    form = Grammar(kind="choice", value='["yes", "no"]')
+    grammar = form_of_content(dialect, form, special_of(tokenizer), prompt_end="", reasons=False)
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes"
+    matcher = compiler_for(*special).compile(grammar).matcher()
+    matcher.follow(array("i", tokenizer.encode(said)), 0)
+    assert matcher.ended
+    assert read(dialect, said)[:2] == ("Hm.", "yes")

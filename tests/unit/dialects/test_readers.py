@@ -23,8 +23,9 @@ from drivetrain.dialects.events import (
 )
 from drivetrain.dialects.forms import Tool
 from drivetrain.dialects.reasoning_families import REASONING_FAMILIES
+from drivetrain.dialects.spelling import written_calls
 from drivetrain.dialects.tool_families import TOOL_FAMILIES
-from fakes.recorded_answers import RECORDED, TOOLS, Recorded
+from fakes.recorded_answers import NOW, RECORDED, TOOLS, Recorded
 
 
 def read(
@@ -35,15 +36,24 @@ def read(
     reasons: bool = False,
     offered: dict[str, Tool] = TOOLS,
     max_calls: int = 1000,
+    required: bool = False,
+    cut: bool = False,
 ) -> list[tuple[str, ...]]:
-    """Events with neighbours of one kind joined."""
+    """Events with neighbours of one kind joined.
+
+    Args:
+        required: of the reader.
+        cut: the answer came to its limit.
+    """
     dialect = choose_dialect((), {}, (), tool_parser=tools, reasoning_parser=reasoning)
     numbers = itertools.count()
-    reader = dialect.reader(offered, reasons=reasons, max_calls=max_calls, make_id=lambda: f"made{next(numbers)}")
+    reader = dialect.reader(
+        offered, reasons=reasons, max_calls=max_calls, required=required, make_id=lambda: f"made{next(numbers)}"
+    )
     events: list[Spoken] = []
     for piece in pieces:
         events += reader.push(piece)
-    events += reader.finish()
+    events += reader.finish(cut=cut)
     joined: list[tuple[str, ...]] = []
     for event in events:
         match event:
@@ -78,8 +88,8 @@ def calls_of(events: list[tuple[str, ...]]) -> list[tuple[str, object]]:
     return calls
 
 
-def read_one(one: Recorded, pieces: Sequence[str]) -> list[tuple[str, ...]]:
-    return read(pieces, one.tools, one.reasoning_family, reasons=one.reasons)
+def read_one(one: Recorded, pieces: Sequence[str], **how: bool) -> list[tuple[str, ...]]:
+    return read(pieces, one.tools, one.reasoning_family, reasons=one.reasons, **how)
 
 
 @pytest.mark.parametrize("one", RECORDED, ids=lambda one: f"{one.tools}-{one.text[:20]}")
@@ -102,7 +112,8 @@ def test_any_pieces_of_any_beginning_give_the_same(data: st.DataObject) -> None:
     text = one.text[: data.draw(st.integers(0, len(one.text)), label="length")]
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=20), label="cuts"))
     pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
-    assert read_one(one, pieces) == read_one(one, [text])
+    how = data.draw(st.fixed_dictionaries({"required": st.booleans(), "cut": st.booleans()}))
+    assert read_one(one, pieces, **how) == read_one(one, [text], **how)
 
 
 def _pieces_of(family: str) -> list[str]:
@@ -122,9 +133,10 @@ def test_any_mixture_of_fragments_gives_the_same_and_never_fails(family: str, da
     text = "".join(parts)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=10)))
     pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
-    whole = read([text], family, reasoning)
-    assert read(pieces, family, reasoning) == whole
-    assert read(list(text), family, reasoning) == whole
+    how = data.draw(st.fixed_dictionaries({"required": st.booleans(), "cut": st.booleans()}))
+    whole = read([text], family, reasoning, **how)
+    assert read(pieces, family, reasoning, **how) == whole
+    assert read(list(text), family, reasoning, **how) == whole
     begun = [event for event in whole if event[0] == "begin"]
     assert [event[1] for event in begun] == [event[1] for event in whole if event[0] == "end"]
     assert [event[1] for event in begun] == [str(at) for at in range(len(begun))]
@@ -158,6 +170,43 @@ def test_without_tools_calls_are_text() -> None:
 def test_only_the_first_call_is_told_where_one_is_wanted() -> None:
     text = '<tool_call>{"name": "now"}</tool_call><tool_call>{"name": "get_weather"}</tool_call>'
     assert calls_of(read([text], "hermes", max_calls=1)) == [("now", {})]
+
+
+@pytest.mark.parametrize("one", [one for one in RECORDED if one.calls], ids=lambda one: f"{one.tools}-{one.text[:20]}")
+def test_an_answer_that_is_cut_anywhere_shows_no_piece_of_a_call(one: Recorded) -> None:
+    forms = TOOL_FAMILIES[one.tools].forms
+    marks = [mark for form in forms if not getattr(form, "careful", False) for mark in form.opens] or ["<|message|>"]
+    for length in range(len(one.text)):
+        events = read_one(one, [one.text[:length]], cut=True)
+        content = text_of(events, "ContentDelta")
+        if any(event[0] == "begin" for event in events):
+            assert one.content.startswith(content), length
+        assert not any(mark in content for mark in marks), length
+        required = read_one(one, [one.text[:length]], cut=True, required=True)
+        assert required == [event for event in events if event[0] != "ContentDelta"]
+
+
+def test_ordinary_text_that_may_have_become_a_call_stays_when_it_is_cut() -> None:
+    for family in ("json", "llama3", "gemma3"):
+        for text in ('{"name": "Ad', 'Like so:\n```json\n{"na', "a <"):
+            assert text_of(read([text], family, cut=True), "ContentDelta") == text
+
+
+@pytest.mark.parametrize("family", [name for name, each in TOOL_FAMILIES.items() if not each.channels])
+def test_a_required_answer_ends_with_a_call_that_is_made_once_more(family: str) -> None:
+    first, second = ("get_weather", {"city": "Paris"}), ("get_weather", {"city": "Paris", "days": 2})
+    form = TOOL_FAMILIES[family].forms[0]
+    several = written_calls(form, [first, NOW, second, first, ("now", {"a": 1})])
+    reader = choose_dialect((), {}, (), tool_parser=family).reader(TOOLS, reasons=False, required=True)
+    ended = 0
+    while not reader.repeated:
+        reader.push(several[ended])
+        ended += 1
+    assert calls_of(read([several[:ended]], family, required=True)) == [first, NOW, second]
+    assert len(several) - len(written_calls(form, [first, ("now", {"a": 1})])) < ended < len(several)
+    assert read(list(several), family, required=True) == read([several], family, required=True)
+    assert read([several], family, required=True) == read([several[:ended]], family, required=True)
+    assert len(calls_of(read([several], family))) == 5
 
 
 def test_ids_of_the_model_are_kept() -> None:
@@ -213,8 +262,8 @@ def test_time_grows_with_the_text_and_not_faster(family: str) -> None:
         return time.process_time() - started
 
     for unit in HOSTILE[family]:
-        once, fourfold = (min(seconds(unit, length) for _ in range(2)) for length in (8_000, 32_000))
-        assert fourfold < 8 * once + 0.05, (unit, once, fourfold)
+        # A cache that others have emptied may spoil a measurement, not every one.
+        assert any(seconds(unit, 32_000) < 8 * seconds(unit, 8_000) + 0.05 for _ in range(5)), unit
 
 
 def test_a_harmony_call_without_a_body_has_no_arguments() -> None:

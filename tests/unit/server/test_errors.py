@@ -18,7 +18,7 @@ def test_every_error_of_the_tree_has_an_answer() -> None:
 
 
 def test_no_error_of_the_tree_is_a_500() -> None:
-    assert {kind.status for kind in KINDS.values()} == {400, 404, 503}
+    assert {kind.status for kind in KINDS.values()} == {400, 404, 429, 503}
 
 
 def test_request_errors_keep_their_field() -> None:

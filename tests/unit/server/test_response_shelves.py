@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from drivetrain_server.response_shelves import ResponseShelves
+import socket
+
+import msgspec
+
+from drivetrain_server.fleet.channel import Channel
+from drivetrain_server.fleet.frames import FromMember, Keep, Recalled, ToMember
+from drivetrain_server.response_shelves import MAX_ONE_BYTES, ResponseShelves
 
 
 def test_the_one_used_longest_ago_makes_room() -> None:
@@ -60,3 +66,16 @@ def test_room_is_that_of_all_keys_and_comes_back() -> None:
     shelves.keep("b", "s", b"x")
     assert shelves.recall("c", "r") is None
     assert shelves.recall("b", "r") == b"x" * 400
+
+
+async def test_the_largest_response_goes_from_one_process_to_another() -> None:
+    ours, theirs = socket.socketpair()
+    sender = await Channel[ToMember].open(ours, msgspec.msgpack.Decoder(ToMember))
+    receiver = await Channel[FromMember].open(theirs, msgspec.msgpack.Decoder(FromMember))
+    raw = b"x" * MAX_ONE_BYTES
+    sender.send(Keep("key", "r", raw))
+    assert await receiver.receive() == Keep("key", "r", raw)
+    receiver.send(Recalled(raw))
+    assert await sender.receive() == Recalled(raw)
+    await sender.close()
+    await receiver.close()
