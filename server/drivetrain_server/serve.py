@@ -208,7 +208,7 @@ def welcome(address: str, engine: EngineClient, *, keyed: bool) -> str:
     info, address = engine.info, openable(address)
     model = "" if info is None else info.model
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
     return (
         f"Ready: {model} at {address}/v1\n"
         f"Try:   curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

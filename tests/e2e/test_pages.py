@@ -94,9 +94,9 @@ def test_markdown_of_a_model_is_shown_and_never_run(browser: Browser) -> None:
     with RunningServer(FakeEngine(says(MARKDOWN))) as server, page_at(browser, server.url) as page:
         body = finished(say(page, "Hi")).locator(".body")
         shown = {
-            name: body.locator(name).first.inner_text() for name in ("h1", "strong", "em", "p > code", "blockquote")
+            name: body.locator(name).first.inner_text() for name in ("h2", "strong", "em", "p > code", "blockquote")
         }
-        assert shown == {"h1": "Title", "strong": "bold", "em": "slanted", "p > code": "code", "blockquote": "quoted"}
+        assert shown == {"h2": "Title", "strong": "bold", "em": "slanted", "p > code": "code", "blockquote": "quoted"}
         assert body.locator("a").evaluate_all("links => links.map(link => link.href)") == ["https://example.com/a"]
         assert body.locator("ul > li").count() == 2 and body.locator("ul ol > li").inner_text() == "inner"
         assert body.locator("td").all_inner_texts() == ["1", "2"]
@@ -154,12 +154,117 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(browser: Browser) -> None:
         assert "secret" not in page.evaluate("() => JSON.stringify(localStorage)")
 
 
+def test_sending_without_the_key_asks_for_it_and_loses_nothing(browser: Browser) -> None:
+    refused = "401 (Unauthorized)"
+    engine = FakeEngine(says("Let in."))
+    with RunningServer(engine, api_keys=("secret",)) as server, page_at(browser, server.url, expected=refused) as page:
+        page.get_by_text("A key is needed").first.wait_for(timeout=LIMIT_MS)
+        page.fill("#message", "Hi")
+        page.click("#send")
+        page.get_by_role("dialog", name="A key is needed").wait_for(timeout=LIMIT_MS)
+        page.keyboard.press("Escape")
+        notice = page.locator("#notice-text")
+        assert "this server needs an API key" in notice.inner_text()
+        assert page.locator("#status").inner_text() == notice.inner_text()
+        assert page.input_value("#message") == "Hi" and engine.requests == []
+        page.click("#send")
+        page.keyboard.type("secret")
+        page.keyboard.press("Enter")
+        assert finished(page.locator(".turn.assistant")).locator(".body").inner_text() == "Let in."
+        assert page.locator("#notice").is_hidden() and page.input_value("#message") == ""
+
+
+def test_a_stopped_server_is_told_in_words_and_found_again(browser: Browser) -> None:
+    with RunningServer(FakeEngine(says("Back."))) as server, page_at(browser, server.url, expected="Failed") as page:
+        page.locator("#welcome-model", has_text="tiny").wait_for(timeout=LIMIT_MS)
+        page.route("**/v1/**", lambda route: route.abort())
+        page.route("**/ready", lambda route: route.abort())
+        page.fill("#message", "Hi")
+        page.keyboard.press("Enter")
+        error = finished(page.locator(".turn.assistant")).locator(".error")
+        assert error.inner_text() == "The server does not answer. Is it still running?"
+        page.locator("#notice-text", has_text="The server does not answer").wait_for(timeout=LIMIT_MS)
+        page.unroute_all()
+        page.locator("#notice").wait_for(state="hidden", timeout=LIMIT_MS)
+        page.get_by_role("button", name="Try again").click()
+        page.locator(".turn.assistant .body", has_text="Back.").wait_for(timeout=LIMIT_MS)
+
+
+def test_a_stream_that_breaks_keeps_what_came(browser: Browser) -> None:
+    head = 'data: {"choices": [{"index": 0, "delta": {"content": "Half an "}}]}\n\n'
+    with RunningServer(FakeEngine()) as server, page_at(browser, server.url) as page:
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=head, content_type="text/event-stream"))
+        answer = finished(say(page, "Hi"))
+        assert answer.locator(".body").inner_text().strip() == "Half an"
+        assert answer.locator(".error").inner_text() == "The connection ended before the answer was complete."
+
+
+def test_a_reload_keeps_the_conversation_and_a_new_chat_forgets_it(browser: Browser) -> None:
+    engine = FakeEngine(says("Kept."))
+    with RunningServer(engine) as server, page_at(browser, server.url) as page:
+        finished(say(page, "Hi"))
+        page.reload()
+        answer = finished(page.locator(".turn.assistant"))
+        assert page.locator(".turn .body").all_inner_texts() == ["Hi", "Kept."]
+        assert "tok/s" in answer.locator(".meta").inner_text()
+        page.click("#tokens-view")
+        assert answer.locator(".tok").all_inner_texts()[:2] == ["K", "e"]
+        finished(say(page, "And?"))
+        assert bytes(engine.requests[-1].prompt_ids) == b"user: Hi\nassistant: Kept.\nuser: And?\nassistant: "
+        assert "Kept." not in page.evaluate("() => JSON.stringify(localStorage)")
+        page.click("#new-chat")
+        page.reload()
+        assert page.locator("#welcome").is_visible() and page.locator(".turn").count() == 0
+        assert page.locator("#export-json").is_disabled()
+
+
+def test_a_reload_within_an_answer_keeps_what_came(browser: Browser) -> None:
+    engine = FakeEngine(says("Half of it."))
+    engine.gate_at = 4
+    with RunningServer(engine) as server, page_at(browser, server.url) as page:
+        say(page, "Hi").get_by_text("Half").wait_for(timeout=LIMIT_MS)
+        page.reload()
+        answer = finished(page.locator(".turn.assistant"))
+        assert answer.locator(".body").inner_text() == "Half"
+        assert "cut by a reload" in answer.locator(".meta").inner_text()
+        engine.open_gate()
+
+
+def test_the_playground_shows_no_answer_to_another_request(browser: Browser) -> None:
+    engine = FakeEngine(says('{"a": 1}'))
+    with RunningServer(engine) as server, page_at(browser, f"{server.url}/playground") as page:
+        page.click("#send")
+        page.locator("#verdict.good").wait_for(timeout=LIMIT_MS)
+        page.fill("#shape", "{")
+        assert page.locator("#answer-title").inner_text() == "Answer to the request before"
+        page.click("#send")
+        assert page.locator("#answer").inner_text() == "" and page.locator("#request").inner_text() == ""
+        assert "is not JSON" in page.locator("#verdict.bad").inner_text()
+        assert page.evaluate("() => document.activeElement.id") == "shape"
+        assert len(engine.requests) == 1
+
+
+def test_routes_are_folded_on_a_phone_and_beside_the_text_elsewhere(browser: Browser) -> None:
+    with RunningServer(FakeEngine()) as server, page_at(browser, f"{server.url}/reference", size=PHONE) as page:
+        page.locator("#post--v1-chat-completions").wait_for(timeout=LIMIT_MS)
+        summary = page.locator("#routes > summary")
+        count = page.locator(".operation").count()
+        assert summary.inner_text() == f"{count} routes" and page.locator("#contents").is_hidden()
+        summary.click()
+        cut = page.locator("#contents").evaluate("list => list.scrollHeight - list.clientHeight")
+        assert page.locator("#contents a:visible").count() == count and cut == 0
+        page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
+        assert summary.is_hidden() and page.locator("#contents").is_visible()
+        page.fill("#filter", "no such words")
+        assert page.locator("#found").inner_text() == "No route has that"
+
+
 def test_an_error_is_shown_in_words(browser: Browser) -> None:
     engine = FakeEngine(says("x" * 50))
     engine.fail_at = 3
     with RunningServer(engine) as server, page_at(browser, server.url) as page:
         answer = finished(say(page, "Hi"))
-        assert "page 7 was lost" in answer.get_by_role("alert").inner_text()
+        assert "page 7 was lost" in answer.locator(".error").inner_text()
         assert page.locator("#send").is_visible()
 
 
@@ -257,9 +362,9 @@ def test_a_server_that_goes_away_is_told(browser: Browser) -> None:
         finished(say(page, "Hi"))
         server.call(_die(engine))
         answer = finished(say(page, "Still there?"))
-        assert "the GPU fell off" in answer.get_by_role("alert").inner_text()
+        assert "the GPU fell off" in answer.locator(".error").inner_text()
         page.reload()
-        page.get_by_text("The engine has failed").wait_for(timeout=LIMIT_MS)
+        page.locator("#notice-text", has_text="The engine has failed: the GPU fell off").wait_for(timeout=LIMIT_MS)
 
 
 async def _die(engine: FakeEngine) -> None:

@@ -1,155 +1,125 @@
 // The chat page: a conversation, its stream, and what can be done with it.
 
-import { ask, element, events } from "./api.js";
-import { renderMarkdown } from "./markdown.js";
-import { Meter, Timing, milliseconds } from "./meter.js";
+import { ask, element, events, swapButtons } from "./api.js";
+import { Connection } from "./connection.js";
+import { CUT, asked, begun, exportJson, exportMarkdown, keep, messages, restored } from "./conversation.js";
+import { askForKey } from "./key.js";
+import { Meter, Timing } from "./meter.js";
 import { Settings } from "./settings.js";
 import { themeButton } from "./theme.js";
-import { legend, renderTokens } from "./tokens.js";
+import { TurnView } from "./turn.js";
 
 const SUGGESTIONS = [
   "Explain in two sentences why the sky is blue.",
-  "List three fruits and their colors.",
-  "Write a haiku about trains.",
+  "Name three planets.",
   "Turn “the cat sat on the mat” into a headline.",
 ];
+const LEFT_OUT = {
+  probabilities: "This conversation is too long for the tab's memory: a reload keeps its text without the probabilities.",
+  all: "This conversation is too long for the tab's memory: a reload loses it. Export it to keep it.",
+};
 const $ = (id) => document.getElementById(id);
-const conversation = []; // {role, content, reasoning, logprobs, timing, usage, finish, error, calls}
-let model = null;
+const message = $("message");
+const turns = [];
+const views = []; // A TurnView of each turn.
 let running = null; // The AbortController of the answer under way.
 let asTokens = false;
+let wanted = false; // Whether something was to be sent while there was no model.
+let leaving = false; // A page that is left breaks its stream, which is no fault of the server.
+let served = null; // The model of the last look.
 
 themeButton($("theme"));
-const meter = new Meter($("strip"));
-const settings = new Settings($("settings"), $("settings-button"), () => {
-  if (!model) connect();
-});
+const connection = new Connection(showConnection);
+const meter = new Meter($("strip"), () => connection.model && connection.look());
+const settings = new Settings($("settings"), $("settings-button"), () => connection.look());
 
-async function connect() {
-  try {
-    const [listed, ready] = await Promise.all([ask("v1/models"), fetch("ready")]);
-    const { id, max_model_len: limit } = (await listed.json()).data[0];
-    model = id;
-    $("welcome-model").textContent = id;
-    const facts = [`${limit.toLocaleString()} tokens of context`, (await ready.json()).status];
-    $("welcome-facts").textContent = facts.join(" · ");
-  } catch (error) {
-    const [title, facts, again] = await missing(error);
-    $("welcome-model").textContent = title;
-    $("welcome-facts").textContent = facts;
-    if (again) setTimeout(connect, again);
-  }
+function showConnection() {
+  $("welcome-model").textContent = connection.title;
+  $("welcome-facts").textContent = connection.facts;
+  $("welcome-key").hidden = !connection.wantsKey;
+  if (connection.model) wanted = false;
+  if (connection.model && !served) meter.poll();
+  served = connection.model;
+  const troubled = !connection.model && (wanted || turns.length > 0);
+  notify(troubled ? connection.trouble : "", { key: connection.wantsKey });
 }
 
-/** Why there is no model: a title, facts, and when to ask again in milliseconds (0 is never). */
-async function missing(error) {
-  if (error.status === 401) return ["A key is needed", "Enter the API key under Settings.", 0];
-  if (error.status !== 503) return ["No answer", error.message, 3000];
-  const { status, phases, reason } = await (await fetch("ready")).json();
-  if (status === "failed") return ["The engine has failed", reason ?? error.message, 3000];
-  if (status !== "starting") return ["The server is ending", error.message, 3000];
-  const now = phases.findLast((phase) => !phase.finished);
-  const share = now?.total ? `, ${Math.floor((100 * now.done) / now.total)} %` : "";
-  return ["The model is being loaded", now ? `${now.name}${share}` : "", 500];
+/** Say something above the message box, where it is seen and heard. */
+function notify(text, { key = false } = {}) {
+  if ($("notice-text").textContent === text) return;
+  $("notice-text").textContent = text;
+  $("notice").hidden = !text;
+  $("notice-key").hidden = !key;
+  say(text);
 }
 
-function showTurn(turn) {
-  turn.body = element("div", { className: turn.role === "user" ? "body" : "body prose" });
-  turn.note = element("div", { className: "meta" });
-  turn.thought = element("div");
-  turn.element = element("article", { className: `turn ${turn.role}` }, turn.thought, turn.body, turn.note);
-  turn.element.setAttribute("aria-label", turn.role === "user" ? "You" : "Answer");
-  $("turns").append(turn.element);
-  $("welcome").hidden = true;
-  drawTurn(turn);
+/** To screen readers only. */
+function say(text) {
+  $("status").textContent = text;
 }
 
-function drawTurn(turn) {
-  if (turn.role === "user") {
-    turn.body.textContent = turn.content;
-    return;
-  }
-  drawReasoning(turn);
-  const view = asTokens && turn.logprobs.length ? "tokens" : "text";
-  if (turn.view !== view) {
-    const fresh = element("div", { className: view === "tokens" ? "body heat" : "body prose" });
-    turn.body.replaceWith(fresh);
-    Object.assign(turn, { view, body: fresh });
-  }
-  if (view === "tokens") renderTokens(turn.body, turn.logprobs, $("popover"));
-  else renderMarkdown(turn.body, turn.content);
+async function enterKey() {
+  if (!(await askForKey(connection.facts))) return;
+  settings.showKey();
+  await connection.look();
 }
 
-function drawReasoning(turn) {
-  if (!turn.reasoning) return;
-  if (!turn.thought.firstChild) {
-    const box = element("details", { className: "thinking" }, element("summary", { textContent: "Thinking" }), element("div"));
-    box.open = true;
-    turn.thought.append(box);
-  }
-  turn.thought.querySelector("div").textContent = turn.reasoning;
+/** Whether a request can be sent; asks for what is missing, and says what cannot be asked for. */
+async function ready() {
+  if (!settings.valid()) return false;
+  if (!connection.model) await connection.look();
+  if (connection.wantsKey) await enterKey();
+  wanted = !connection.model;
+  showConnection();
+  return !wanted;
 }
 
-function drawNote(turn) {
-  const { ttft_ms: ttft, tokens_per_s: rate } = turn.timing;
-  const parts = [];
-  if (turn.error) parts.push(element("div", { className: "error", role: "alert", textContent: turn.error }));
-  if (turn.usage) parts.push(element("span", { textContent: `${turn.usage.prompt_tokens} + ${turn.usage.completion_tokens} tokens` }));
-  if (ttft !== null) parts.push(element("span", { textContent: `first after ${milliseconds(ttft)}` }));
-  if (rate) parts.push(element("span", { textContent: `${rate.toFixed(1)} tok/s` }));
-  if (!turn.content && !turn.error && turn.finish !== "stopped") {
-    parts.push(element("span", { textContent: "an empty answer" }));
-  }
-  if (turn.finish && turn.finish !== "stop") {
-    parts.push(element("span", { textContent: turn.finish === "length" ? "cut at the limit of tokens" : turn.finish }));
-  }
-  if (asTokens && turn.logprobs.length) parts.push(...legend(turn.logprobs));
-  if (turn.content) {
-    const copy = element("button", { type: "button", className: "link", textContent: "Copy" });
-    copy.addEventListener("click", () => copyText(copy, turn.content));
-    parts.push(copy);
-  }
-  if (turn === conversation.at(-1)) {
-    const again = element("button", { type: "button", className: "link", textContent: "Try again" });
-    again.addEventListener("click", retry);
-    parts.push(again);
-  }
-  turn.note.replaceChildren(...parts);
+function add(turn) {
+  const view = new TurnView(turn, $("popover"));
+  turns.push(turn);
+  views.push(view);
+  $("turns").append(view.element);
+  view.draw(asTokens);
+  arrange();
 }
 
-async function copyText(button, text) {
-  const said = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Copying is not allowed here";
-  }
-  setTimeout(() => (button.textContent = said), 1500);
+/** What depends on whether there is a conversation. */
+function arrange() {
+  const none = turns.length === 0;
+  $("welcome").hidden = !none;
+  for (const id of ["new-chat", "export-text", "export-json"]) $(id).disabled = none;
 }
 
-/** What the model is asked to continue: the last message, and those before it that were answered. */
-function messages() {
-  const asked = conversation.filter((turn, n) => turn.content && (turn.role !== "user" || answered(n)));
-  const said = asked.map(({ role, content }) => ({ role, content }));
-  return settings.system ? [{ role: "system", content: settings.system }, ...said] : said;
+function drawNotes() {
+  views.forEach((view, n) => {
+    const over = view.turn.role === "assistant" && (view.turn.finish || view.turn.error);
+    if (over) view.drawNote(asTokens, n === views.length - 1 ? retry : null);
+  });
 }
 
-function answered(n) {
-  const next = conversation[n + 1];
-  return next === undefined || Boolean(next.content);
+function remember() {
+  const left = keep(turns);
+  if (left) notify(LEFT_OUT[left]);
 }
 
 async function answer() {
-  const body = { model, messages: messages(), stream: true, stream_options: { include_usage: true }, ...settings.fields() };
+  const body = {
+    model: connection.model,
+    messages: messages(turns, settings.system),
+    stream: true,
+    stream_options: { include_usage: true },
+    ...settings.fields(),
+  };
   const timing = new Timing();
-  const turn = { role: "assistant", content: "", reasoning: "", logprobs: [], timing: timing.summary() };
-  conversation.push(turn);
-  showTurn(turn);
+  const turn = begun(timing.summary());
+  add(turn);
+  drawNotes();
   busy(new AbortController());
+  say("The answer is being written");
   meter.begin(timing);
+  const view = views.at(-1);
   const drawing = new Drawing(() => {
-    drawTurn(turn);
+    view.draw(asTokens);
     meter.show();
     follow();
   });
@@ -157,22 +127,26 @@ async function answer() {
     const response = await ask("v1/chat/completions", { body, signal: running.signal });
     for await (const event of events(response)) take(turn, event, timing) && drawing.soon();
   } catch (error) {
-    if (error.name === "AbortError") turn.finish = "stopped";
-    else turn.error = error.message;
+    failed(turn, error);
   }
-  try {
-    drawing.now();
-    if (turn.usage) timing.tokens = turn.usage.completion_tokens;
-    turn.timing = timing.summary();
-    meter.end();
-  } finally {
-    busy(null);
-  }
-  drawTurn(turn);
-  turn.body.hidden = !turn.content;
-  drawNote(turn);
+  if (!views.includes(view)) return meter.end(); // A new chat was begun meanwhile.
+  if (turn.usage) timing.tokens = turn.usage.completion_tokens;
+  turn.timing = timing.summary();
+  turn.finish ??= turn.error ? null : "stop";
+  drawing.now();
+  meter.end();
+  busy(null);
+  drawNotes();
   follow();
-  $("status").textContent = turn.error ? "The answer failed" : "The answer is complete";
+  remember();
+  say(turn.error ? `The answer failed: ${turn.error}` : "The answer is complete");
+}
+
+function failed(turn, error) {
+  if (error.name === "AbortError") turn.finish = "stopped";
+  else if (leaving && error.unreachable) turn.finish = CUT;
+  else turn.error = error.message;
+  if (error.unreachable || [401, 404, 503].includes(error.status)) connection.look();
 }
 
 /** Take a chunk of the stream in; true where it changes what is shown. */
@@ -211,8 +185,8 @@ class Drawing {
 
 function busy(controller) {
   running = controller;
-  $("send").hidden = running !== null;
-  $("stop").hidden = running === null;
+  if (running) swapButtons($("send"), $("stop"));
+  else swapButtons($("stop"), $("send"));
   $("thread").setAttribute("aria-busy", String(running !== null));
 }
 
@@ -220,57 +194,55 @@ let pinned = true;
 $("thread").addEventListener("scroll", () => {
   const { scrollTop, scrollHeight, clientHeight } = $("thread");
   pinned = scrollHeight - scrollTop - clientHeight < 80;
+  $("latest").hidden = pinned;
 });
 
 function follow() {
   if (pinned) $("thread").scrollTop = $("thread").scrollHeight;
+  else $("latest").hidden = false;
 }
 
-function send(text) {
-  if (running || !text.trim()) return;
-  if (!model) {
-    $("status").textContent = "The model is not there yet";
-    return;
-  }
-  conversation.at(-1)?.note.querySelectorAll("button:last-child").forEach((button) => button.remove());
-  conversation.push({ role: "user", content: text.trim() });
-  showTurn(conversation.at(-1));
+function toLatest() {
   pinned = true;
+  follow();
+  $("latest").hidden = true;
+}
+
+async function send() {
+  const text = message.value.trim();
+  if (running || !text || !(await ready()) || running) return;
+  message.value = "";
+  grow();
+  add(asked(text));
+  toLatest();
   answer();
 }
 
-function retry() {
-  if (running || conversation.at(-1)?.role !== "assistant") return;
-  conversation.pop().element.remove();
+async function retry() {
+  if (running || turns.at(-1)?.role !== "assistant" || !(await ready()) || running) return;
+  turns.pop();
+  views.pop().element.remove();
+  message.focus();
+  toLatest();
   answer();
 }
 
 function forget() {
   running?.abort();
-  conversation.length = 0;
+  turns.length = views.length = 0;
   $("turns").replaceChildren();
-  $("welcome").hidden = false;
-  $("message").focus();
+  remember();
+  busy(null);
+  arrange();
+  showConnection();
+  message.focus();
 }
 
-function download(name, type, text) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
-}
-
-function exported() {
-  const turns = conversation.map(({ role, content, reasoning, logprobs, timing, usage, finish, error }) => ({
-    role, content, ...(role === "assistant" ? { reasoning, finish, error, usage, timing, logprobs } : {}),
-  }));
-  return { model, created: new Date().toISOString(), system: settings.system || null, settings: settings.fields(), messages: turns };
-}
-
-const message = $("message");
-const grow = () => {
+function grow() {
   message.style.height = "auto";
   message.style.height = `${message.scrollHeight}px`;
-};
+}
+
 message.addEventListener("input", grow);
 message.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -279,37 +251,41 @@ message.addEventListener("keydown", (event) => {
 });
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (running || !model) return;
-  send(message.value);
-  message.value = "";
-  grow();
+  send();
 });
-$("stop").addEventListener("click", () => {
-  running?.abort();
+$("stop").addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
+for (const id of ["welcome-key", "notice-key"]) $(id).addEventListener("click", enterKey);
+$("latest").addEventListener("click", () => {
+  toLatest();
   message.focus();
 });
-document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
 $("new-chat").addEventListener("click", forget);
 $("export-json").addEventListener("click", () => {
-  download("conversation.json", "application/json", JSON.stringify(exported(), null, 2));
+  exportJson(turns, { model: connection.model, system: settings.system || null, settings: settings.fields() });
 });
-$("export-text").addEventListener("click", () => {
-  const name = { user: "You", assistant: model };
-  const parts = conversation.map(({ role, content }) => `**${name[role]}**\n\n${content}`);
-  download("conversation.md", "text/markdown", `${parts.join("\n\n---\n\n")}\n`);
-});
+$("export-text").addEventListener("click", () => exportMarkdown(turns, connection.model ?? "Answer"));
 $("tokens-view").addEventListener("click", () => {
   asTokens = !asTokens;
   $("tokens-view").setAttribute("aria-pressed", String(asTokens));
-  for (const turn of conversation) {
-    drawTurn(turn);
-    if (turn.role === "assistant" && turn.finish) drawNote(turn);
-  }
+  for (const view of views) view.draw(asTokens);
+  drawNotes();
   follow();
 });
+addEventListener("beforeunload", () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
+addEventListener("pagehide", () => keep(turns));
+document.addEventListener("visibilitychange", () => document.hidden && keep(turns));
 for (const text of SUGGESTIONS) {
   const button = element("button", { type: "button", textContent: text });
-  button.addEventListener("click", () => send(text));
+  button.addEventListener("click", () => {
+    message.value = text;
+    message.focus();
+    send();
+  });
   $("suggestions").append(element("li", {}, button));
 }
-connect();
+for (const turn of restored()) add(turn);
+drawNotes();
+follow();
+connection.look();

@@ -49,9 +49,10 @@ export class Timing {
   }
 }
 
-/** Shows a Timing and the server's gauges in the strip's elements. */
+/** Shows a Timing and the server's gauges in the strip's elements; `onLost` hears where the server is gone. */
 export class Meter {
-  constructor(root) {
+  constructor(root, onLost) {
+    this.onLost = onLost;
     this.at = (name) => root.querySelector(`#m-${name}`);
     this.timing = null;
     this.busy = false;
@@ -85,19 +86,25 @@ export class Meter {
 
   async poll() {
     clearTimeout(this.timer);
-    const found = document.hidden ? null : await metrics();
-    if (found) {
-      const used = found.get('drivetrain_kv_pages{state="used"}');
-      const capacity = found.get("drivetrain_kv_pages_capacity");
-      const share = capacity ? (100 * used) / capacity : 0;
-      this.at("kv").textContent = capacity ? `${share.toFixed(share < 10 ? 1 : 0)} %` : "–";
-      this.at("kv-bar").style.width = `${share}%`;
-      const running = found.get("drivetrain_requests_running");
-      const waiting = found.get("drivetrain_requests_waiting");
-      this.at("batch").textContent = running === undefined ? "–" : waiting ? `${running} + ${waiting} waiting` : `${running} running`;
+    let pause = this.busy ? BUSY_MS : IDLE_MS;
+    try {
+      if (!document.hidden) this.showLoad(await metrics());
+    } catch (error) {
+      if (error.unreachable) this.onLost();
+      else pause = REFUSED_MS;
     }
     clearTimeout(this.timer);
-    const pause = this.busy ? BUSY_MS : IDLE_MS;
-    this.timer = setTimeout(() => this.poll(), found || document.hidden ? pause : REFUSED_MS);
+    this.timer = setTimeout(() => this.poll(), pause);
+  }
+
+  showLoad(found) {
+    const used = found.get('drivetrain_kv_pages{state="used"}');
+    const capacity = found.get("drivetrain_kv_pages_capacity");
+    const share = capacity ? (100 * used) / capacity : 0;
+    this.at("kv").textContent = capacity ? `${share.toFixed(share < 10 ? 1 : 0)} %` : "–";
+    this.at("kv-bar").style.width = `${share}%`;
+    const running = found.get("drivetrain_requests_running");
+    const waiting = found.get("drivetrain_requests_waiting");
+    this.at("batch").textContent = running === undefined ? "–" : waiting ? `${running} + ${waiting} waiting` : `${running} running`;
   }
 }

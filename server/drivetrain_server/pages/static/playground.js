@@ -1,6 +1,8 @@
 // Tools and structured output: shapes to try, the request as it is sent, the answer checked.
 
-import { ask, element, events } from "./api.js";
+import { apiKey, ask, copyButton, element, events, swapButtons } from "./api.js";
+import { Connection } from "./connection.js";
+import { askForKey } from "./key.js";
 import { themeButton } from "./theme.js";
 
 const $ = (id) => document.getElementById(id);
@@ -62,11 +64,15 @@ const MODES = {
   text: { prompt: "Say hello.", fields: () => ({}) },
 };
 
-let model = null;
-let running = null;
-let messages = [];
+let running = null; // The AbortController of the answer under way.
+let turned = null; // The messages that go on from tool calls, in place of the prompt.
 
 themeButton($("theme"));
+const connection = new Connection(() => {
+  if (running) return;
+  preview();
+  if (!connection.model) verdict(connection.trouble, connection.wantsKey ? "" : "bad");
+});
 
 function choose() {
   const mode = MODES[$("mode").value];
@@ -74,29 +80,43 @@ function choose() {
   if (mode.label) $("shape-label").firstChild.textContent = `${mode.label} `;
   $("shape").value = mode.example ?? "";
   $("prompt").value = mode.prompt;
-  preview();
+  edited();
 }
 
 /** The request as the form says; throws where a box does not hold JSON. */
 function request() {
+  const numbers = { temperature: $("temperature").value, max_tokens: $("max-tokens").value };
+  const given = Object.entries(numbers).filter(([, value]) => value !== "");
   return {
-    model: model ?? "…",
-    messages: messages.length ? messages : [{ role: "user", content: $("prompt").value }],
-    temperature: Number($("temperature").value),
-    max_tokens: Number($("max-tokens").value),
+    model: connection.model ?? "…",
+    messages: turned ?? [{ role: "user", content: $("prompt").value }],
+    ...Object.fromEntries(given.map(([name, value]) => [name, Number(value)])),
     stream: true,
     ...MODES[$("mode").value].fields($("shape").value),
   };
 }
 
+/** The form was changed: what is shown as the answer was to another request. */
+function edited() {
+  turned = null;
+  $("answer-title").textContent = $("answer").textContent || $("calls").firstChild ? "Answer to the request before" : "Answer";
+  $("answers").classList.add("stale");
+  preview();
+}
+
+/** Show the request as it would be sent, or why there is none; false where there is none. */
 function preview() {
-  messages = [];
   try {
     $("request").textContent = pretty(request());
     verdict("");
   } catch (error) {
+    $("request").textContent = "";
     verdict(`The ${MODES[$("mode").value].label.toLowerCase()} is not JSON: ${error.message}`, "bad");
   }
+  const whole = $("request").textContent !== "";
+  $("shape").setAttribute("aria-invalid", String(!whole));
+  $("copy-curl").hidden = !whole;
+  return whole;
 }
 
 function verdict(text, kind = "") {
@@ -104,22 +124,25 @@ function verdict(text, kind = "") {
   $("verdict").className = `verdict ${kind}`;
 }
 
-async function run() {
-  if (running) return;
-  let body;
-  try {
-    model ??= (await (await ask("v1/models")).json()).data[0].id;
-    body = request();
-  } catch (error) {
-    verdict(error.message, "bad");
-    return;
-  }
-  running = new AbortController();
-  $("send").hidden = !($("stop").hidden = false);
-  $("request").textContent = pretty(body);
+function clear() {
   $("answer").textContent = "";
   $("calls").replaceChildren();
-  verdict("");
+  $("answer-title").textContent = "Answer";
+  $("answers").classList.remove("stale");
+}
+
+async function run() {
+  if (running) return;
+  clear();
+  if (!preview()) return $("shape").focus();
+  if (!connection.model) await connection.look();
+  if (connection.wantsKey && (await askForKey(connection.facts))) await connection.look();
+  if (!connection.model || running) return;
+  const body = request();
+  running = new AbortController();
+  swapButtons($("send"), $("stop"));
+  $("answers").setAttribute("aria-busy", "true");
+  verdict("Waiting for the first token…");
   const calls = [];
   const began = performance.now();
   let finish = null;
@@ -130,13 +153,16 @@ async function run() {
       finish = choice.finish_reason ?? finish;
       if (choice.delta?.content) $("answer").append(choice.delta.content);
       for (const part of choice.delta?.tool_calls ?? []) gather(calls, part);
+      if (!finish) verdict("Answering…");
     }
     judge(finish, calls, performance.now() - began);
   } catch (error) {
     verdict(error.name === "AbortError" ? "Stopped." : error.message, error.name === "AbortError" ? "" : "bad");
+    if (error.unreachable || [401, 404].includes(error.status)) connection.set({ model: null });
   }
   running = null;
-  $("send").hidden = !($("stop").hidden = true);
+  swapButtons($("stop"), $("send"));
+  $("answers").setAttribute("aria-busy", "false");
   showCalls(body.messages, calls);
 }
 
@@ -161,7 +187,7 @@ function judge(finish, calls, ms) {
 }
 
 function showCalls(sent, calls) {
-  if (!calls.length) return;
+  if (!calls.length || calls.some((call) => !call.id)) return;
   const results = calls.map((call) => {
     const result = element("textarea", { rows: 2, className: "code", value: '{"temperature": 21, "sky": "clear"}' });
     const box = element("div", { className: "call" },
@@ -174,7 +200,7 @@ function showCalls(sent, calls) {
   const go = element("button", { type: "button", className: "primary", textContent: "Send results" });
   go.addEventListener("click", () => {
     const answers = calls.map((call, n) => ({ role: "tool", tool_call_id: call.id, content: results[n].value }));
-    messages = [...sent, { role: "assistant", content: null, tool_calls: calls }, ...answers];
+    turned = [...sent, { role: "assistant", content: null, tool_calls: calls }, ...answers];
     if ($("mode").value === "required") $("mode").value = "tools";
     run();
   });
@@ -190,28 +216,20 @@ function formatted(text) {
 }
 
 $("mode").addEventListener("change", choose);
-for (const id of ["prompt", "shape", "temperature", "max-tokens"]) $(id).addEventListener("input", preview);
+for (const id of ["prompt", "shape", "temperature", "max-tokens"]) $(id).addEventListener("input", edited);
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  messages = [];
+  turned = null;
   run();
 });
 $("stop").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
-$("copy-curl").addEventListener("click", async () => {
+const copy = copyButton(() => {
   const quoted = $("request").textContent.replaceAll("'", "'\\''");
   const address = new URL("v1/chat/completions", location.href).href;
-  const said = $("copy-curl").textContent;
-  try {
-    await navigator.clipboard.writeText(`curl ${address} -H 'Content-Type: application/json' -d '${quoted}'`);
-    $("copy-curl").textContent = "Copied";
-  } catch {
-    $("copy-curl").textContent = "Copying is not allowed here";
-  }
-  setTimeout(() => ($("copy-curl").textContent = said), 1500);
-});
+  const key = apiKey.get() ? " -H 'Authorization: Bearer KEY'" : "";
+  return `curl -N ${address}${key} -H 'Content-Type: application/json' -d '${quoted}'`;
+}, "Copy as curl");
+$("copy-curl").append(copy);
 choose();
-ask("v1/models").then(async (response) => {
-  model = (await response.json()).data[0].id;
-  preview();
-}).catch((error) => verdict(error.status === 401 ? "Enter the API key on the chat page, under Settings." : error.message, "bad"));
+connection.look();

@@ -1,10 +1,13 @@
 // The API reference, drawn from the server's own OpenAPI document.
 
-import { ask, element } from "./api.js";
+import { ask, copyButton, element } from "./api.js";
+import { askForKey } from "./key.js";
 import { inline } from "./markdown.js";
 import { themeButton } from "./theme.js";
 
 const DEEPEST = 6;
+const AGAIN_MS = 3000;
+const BESIDE = matchMedia("(min-width: 56.01rem)"); // Where the routes stand beside the text, as in style.css.
 const $ = (id) => document.getElementById(id);
 let schemas = {};
 
@@ -95,7 +98,9 @@ function operation(path, method, said) {
   for (const [status, answer] of answers) {
     list.append(element("div", { className: "field" }, element("code", { textContent: status }), element("div", { textContent: answer.description })));
   }
-  box.append(element("h3", { textContent: "Answers" }), list, element("h3", { textContent: "Try it" }), curl(path, method, body));
+  const command = curl(path, method, body);
+  box.append(element("h3", { textContent: "Answers" }), list);
+  box.append(element("h3", {}, "Try it ", copyButton(() => command.textContent)), command);
   return box;
 }
 
@@ -122,14 +127,31 @@ function sample(schema, depth = 0) {
   return made;
 }
 
-async function draw() {
-  let document_;
-  try {
-    document_ = await (await ask("openapi.json")).json();
-  } catch (error) {
-    $("summary").textContent = error.status === 401 ? "A key is needed: enter it on the chat page, under Settings." : error.message;
-    return;
+/** The document; waits for a server that does not answer. Null where a key is wanted, which a button asks for. */
+async function read() {
+  for (;;) {
+    try {
+      return await (await ask("openapi.json")).json();
+    } catch (error) {
+      $("summary").textContent = error.message;
+      if (error.status === 401) return keyButton(error.message);
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
   }
+}
+
+function keyButton(why) {
+  const button = element("button", { type: "button", className: "primary", textContent: "Enter the key" });
+  button.addEventListener("click", async () => (await askForKey(why)) && draw());
+  $("operations").replaceChildren(button);
+  return null;
+}
+
+async function draw() {
+  const document_ = await read();
+  if (!document_) return;
+  $("operations").replaceChildren();
+  $("summary").replaceChildren("Read from this server's ", element("a", { href: "openapi.json", textContent: "openapi.json" }), ".");
   schemas = document_.components?.schemas ?? {};
   $("title").textContent = `${document_.info.title} ${document_.info.version}`;
   const all = Object.entries(document_.paths).flatMap(([path, methods]) =>
@@ -144,6 +166,7 @@ async function draw() {
     entry.box = box;
     $("contents").append(entry);
   }
+  filter();
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
@@ -151,10 +174,20 @@ function rank({ path }) {
   return path === "/v1/chat/completions" ? 0 : path.startsWith("/v1/") ? 1 : path.startsWith("/api/") ? 2 : 3;
 }
 
-$("filter").addEventListener("input", () => {
+function filter() {
   const wanted = $("filter").value.trim().toLowerCase();
+  let left = 0;
   for (const entry of $("contents").children) {
     entry.hidden = entry.box.hidden = !entry.words.includes(wanted);
+    left += entry.hidden ? 0 : 1;
   }
-});
+  const said = left ? `${left} route${left === 1 ? "" : "s"}` : "No route has that";
+  $("routes").firstElementChild.textContent = said;
+  $("found").textContent = wanted ? said : "";
+}
+
+const arrange = () => ($("routes").open = BESIDE.matches);
+BESIDE.addEventListener("change", arrange);
+arrange();
+$("filter").addEventListener("input", filter);
 draw();

@@ -1,5 +1,8 @@
-// Light, dark, or as the system is; kept across visits.
+// Light, dark, or as the system is; kept across visits. early.js sets it before the first paint.
 
+import { onDisk } from "./kept.js";
+
+const KEPT = "drivetrain.theme";
 const ICONS = { system: "◐", light: "○", dark: "●" };
 const ORDER = ["system", "light", "dark"];
 
@@ -13,12 +16,12 @@ export function themeButton(button) {
     button.setAttribute("aria-label", `Theme: ${name}`);
     button.title = `Theme: ${name}`;
   };
-  let theme = localStorage.getItem("drivetrain.theme");
+  let theme = onDisk.get(KEPT);
   if (!ORDER.includes(theme)) theme = "system";
   show(theme);
   button.addEventListener("click", () => {
     theme = ORDER[(ORDER.indexOf(theme) + 1) % ORDER.length];
-    localStorage.setItem("drivetrain.theme", theme);
+    onDisk.set(KEPT, theme);
     show(theme);
   });
 }
