@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from drivetrain.messages import EngineInfo
 from drivetrain.sampling import SamplingParams, unserved
@@ -25,7 +26,7 @@ class GenerationDefaults:
         """Sampling parameters with these values."""
         return SamplingParams(**self.given())
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, Any]:
         """The values that are set, by name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
