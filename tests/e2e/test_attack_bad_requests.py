@@ -19,10 +19,10 @@ LONG = [9] * 2000
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": LONG}, "prompt"),
-    ({"prompt": [9] * 1023, "max_tokens": 2}, "prompt"),
+    ({"prompt": [9] * 1023, "max_tokens": 2}, "max_tokens"),
     ({"prompt": [9] * 1024, "max_tokens": None}, "prompt"),
     ({"prompt": "Hi", "max_tokens": 2**31 - 1}, "max_tokens"),
-    ({"prompt": "Hi", "max_tokens": 2**24}, "prompt"),
+    ({"prompt": "Hi", "max_tokens": 2**24}, "max_tokens"),
     ({"prompt": [1, 10**6]}, "prompt"),
     ({"prompt": [2**40]}, "prompt"),
     ({"prompt": [-1]}, "prompt"),
@@ -68,7 +68,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stream": True, "stream_options": []}, "stream_options"),
 ]
 BAD_CHATS: list[tuple[dict[str, Any], str]] = [
-    ({"messages": [{"role": "user", "content": "word " * 5000}]}, "prompt"),
+    ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
     ({"messages": [{"role": "user", "content": {"deep": 1}}]}, "messages[0].content"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 10**30}, "max_completion_tokens"),

@@ -198,7 +198,7 @@ def test_a_wrong_configuration_is_named(
 
 
 def test_options_that_the_backend_does_not_know_are_named(tiny_model: Path) -> None:
-    _assert_clear(_refusal(tiny_model, backend_options={"cpu": {"thread": 1}}), "backend_options.cpu", "`thread`")
+    _assert_clear(_refusal(tiny_model, backend_options={"cpu": {"thread": 1}}), "backend_options.cpu", '"threads"')
 
 
 def test_a_backend_that_is_not_here_is_named(tiny_model: Path) -> None:

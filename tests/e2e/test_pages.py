@@ -164,14 +164,16 @@ def test_sending_without_the_key_asks_for_it_and_loses_nothing(browser: Browser)
         page.get_by_role("dialog", name="A key is needed").wait_for(timeout=LIMIT_MS)
         page.keyboard.press("Escape")
         notice = page.locator("#notice-text")
-        assert "this server needs an API key" in notice.inner_text()
-        assert page.locator("#status").inner_text() == notice.inner_text()
+        page.locator("#notice-text", has_text="this server needs an API key").wait_for(timeout=LIMIT_MS)
+        page.locator("#status", has_text=notice.inner_text()).wait_for(timeout=LIMIT_MS, state="attached")
         assert page.input_value("#message") == "Hi" and engine.requests == []
         page.click("#send")
+        page.get_by_role("dialog", name="A key is needed").wait_for(timeout=LIMIT_MS)
         page.keyboard.type("secret")
         page.keyboard.press("Enter")
         assert finished(page.locator(".turn.assistant")).locator(".body").inner_text() == "Let in."
-        assert page.locator("#notice").is_hidden() and page.input_value("#message") == ""
+        page.locator("#notice").wait_for(timeout=LIMIT_MS, state="hidden")
+        assert page.input_value("#message") == ""
 
 
 def test_a_stopped_server_is_told_in_words_and_found_again(browser: Browser) -> None:

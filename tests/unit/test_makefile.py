@@ -16,7 +16,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 def commands(*variables: str) -> str:
     """The commands of `make serve` in an environment that does not exist yet."""
     done = subprocess.run(
-        ["make", "--dry-run", "serve", "VENV=no-such-folder", *variables],
+        ["make", "--no-print-directory", "--dry-run", "serve", "VENV=no-such-folder", *variables],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -70,6 +70,8 @@ def test_address_is_a_variable_of_make_and_not_of_the_environment(monkeypatch) -
 
 @needs_make
 def test_help_has_its_texts_in_one_column() -> None:
-    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     texts = {re.match(r"[a-z-]+ +", line).end() for line in shown.splitlines()}
     assert len(texts) == 1, shown
