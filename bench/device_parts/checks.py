@@ -24,10 +24,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cache
 
 def run_kernels(settings: Settings, record: Record) -> None:
     """The kernel tests on the device."""
-    found = _pytest(settings, [settings.kernel_tests])
-    record.put(**found)
-    if found["returncode"]:
-        record.fail(f"kernel tests: exit status {found['returncode']}, {found['counts']}")
+    _run_tests(settings, record, "kernel tests", [settings.kernel_tests])
 
 
 def run_device(settings: Settings, record: Record) -> None:
@@ -36,10 +33,7 @@ def run_device(settings: Settings, record: Record) -> None:
     if not files:
         record.fail(f"device tests: there is no tests/kernels/test_{settings.backend}_*.py")
         return
-    found = _pytest(settings, [str(file.relative_to(ROOT)) for file in files])
-    record.put(**found)
-    if found["returncode"]:
-        record.fail(f"device tests: exit status {found['returncode']}, {found['counts']}")
+    _run_tests(settings, record, "device tests", [str(file.relative_to(ROOT)) for file in files])
 
 
 def run_conformance(settings: Settings, record: Record) -> None:
@@ -93,6 +87,13 @@ def run_sanitizer(settings: Settings, record: Record) -> None:
             record.fail(f"{tool}: no summary in its output: {found['output'][-SHOWN_CHARS:]}")
         elif errors:
             record.fail(f"{tool}: {errors} errors")
+
+
+def _run_tests(settings: Settings, record: Record, what: str, tests: list[str]) -> None:
+    found = _pytest(settings, tests)
+    record.put(**found)
+    if found["returncode"]:
+        record.fail(f"{what}: exit status {found['returncode']}, {found['counts']}")
 
 
 def _some_tests(settings: Settings) -> list[str]:

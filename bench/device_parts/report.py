@@ -168,6 +168,12 @@ def _checks(results: Results) -> str:
     return "### Parts\n\n" + table(["part", "status", "seconds", "counted", "failures"], rows) if rows else ""
 
 
+def _golden(result: Results) -> int:
+    """Golden answers that were right; none where no model was given."""
+    golden = result.get("golden", [])
+    return sum(row["answers"] - len(row["wrong"]) for row in golden) if isinstance(golden, list) else 0
+
+
 def _counted(name: str, result: Results) -> str:
     """What a check counted, in words."""
     if name in ("kernels", "device", "conformance"):
@@ -177,15 +183,13 @@ def _counted(name: str, result: Results) -> str:
             f"{tool['tool']}: {tool['errors']} errors in {len(result['tests'])} tests"
             for tool in result.get("tools", [])
         )
-    if name in ("answers", "served"):
-        golden = result.get("golden", [])
-        same = sum(row["answers"] - len(row["wrong"]) for row in golden) if isinstance(golden, list) else 0
-        if name == "served":
-            company = result.get("company", {"requests": 0, "embeddings": 0})
-            return f"{same} golden answers, {company['requests']} others, {company['embeddings']} embeddings"
+    if name == "served":
+        company = result.get("company", {"requests": 0, "embeddings": 0})
+        return f"{_golden(result)} golden answers, {company['requests']} others, {company['embeddings']} embeddings"
+    if name == "answers":
         tokens = sum(row["tokens"] for row in result.get("random", []))
         forced = sum(row["clear_tokens"] for row in result.get("forced", []))
-        return f"{tokens} tokens in fp32, {forced} in bf16, {same} golden answers"
+        return f"{tokens} tokens in fp32, {forced} in bf16, {_golden(result)} golden answers"
     if name == "soak" and "pages" in result:
         used = result["pages"]["used"]
         return f"{result['finished']} finished, {result['aborted']} aborted, {used:g} pages in use afterwards"

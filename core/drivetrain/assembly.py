@@ -357,7 +357,7 @@ def connect(
         embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
         num_parameters=num_parameters,
         loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
-        sampling=capabilities.sampling,
+        sampling=tuple(sorted(capabilities.sampling)),
     )
     return Engine(
         executor=executor,

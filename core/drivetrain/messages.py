@@ -114,7 +114,7 @@ class EngineInfo:
     embedding_dimensions: tuple[int, ...] | None = ()
     loaded_bytes: int = 0
     num_parameters: int = 0
-    sampling: frozenset[SamplingFeature] = EVERY_SAMPLING_FEATURE
+    sampling: tuple[SamplingFeature, ...] = tuple(sorted(EVERY_SAMPLING_FEATURE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ RECOMMENDED = GenerationDefaults(temperature=0.6, top_p=0.9, top_k=20, repetitio
 def test_what_nobody_asked_for_makes_no_device_refuse_a_request(
     served: set[SamplingFeature], expected: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    info = replace(INFO, device="Toy One", sampling=frozenset(served))
+    info = replace(INFO, device="Toy One", sampling=tuple(served))
     kept = RECOMMENDED.within(info)
     assert kept.given() == expected
     check_served(kept.params(), info.sampling, info.device)
@@ -39,6 +39,6 @@ def test_what_nobody_asked_for_makes_no_device_refuse_a_request(
 
 
 def test_a_device_that_draws_nothing_takes_the_likeliest_token_unasked() -> None:
-    info = replace(INFO, sampling=frozenset[SamplingFeature]())
+    info = replace(INFO, sampling=())
     assert GenerationDefaults().within(info).params() == SamplingParams(temperature=0.0)
     assert GenerationDefaults().within(INFO) == GenerationDefaults()
