@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from fakes.serve_process import ServeProcess, sse_events
+from fakes.serve_process import ServeProcess, is_running, sse_events
 from fakes.waiting import LIMIT_S, until
 
 CONFIG = """
@@ -127,7 +127,7 @@ def test_sigterm_under_load_finishes_what_runs_and_refuses_what_comes(tiny_model
             stream.wait()
             assert (stream.status, stream.finish_reason) == (200, "length")
         assert server.process.wait(LIMIT_S) == 0, server.tail()
-        assert not _alive(engine)
+        assert not is_running(engine)
 
 
 def test_second_signal_ends_everything_with_an_error_event(tiny_model: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_second_signal_ends_everything_with_an_error_event(tiny_model: Path, tmp
         for stream in streams:
             stream.wait()
             assert (stream.status, stream.error_code) in ((200, "draining"), (503, "draining"))
-        assert not _alive(engine)
+        assert not is_running(engine)
 
 
 def test_signal_while_the_engine_starts_ends_both_at_once(tiny_model: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_signal_while_the_engine_starts_ends_both_at_once(tiny_model: Path, tmp_
         engine = server.engine_pid
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(LIMIT_S) == 0
-        assert not _alive(engine)
+        assert not is_running(engine)
     finally:
         server.kill()
 
@@ -161,7 +161,7 @@ def test_killed_server_takes_its_engine_with_it(tiny_model: Path, tmp_path: Path
         [stream] = accepted(server, 1, max_tokens=2000)
         engine = server.engine_pid
         server.process.kill()
-        until(lambda: not _alive(engine))
+        until(lambda: not is_running(engine))
         stream.thread.join(LIMIT_S)
         assert stream.error is not None
 
@@ -174,7 +174,7 @@ def test_killed_engine_is_told_to_all_and_gives_up_after_several(tiny_model: Pat
         with server.engine_held():
             queued = [pool.submit(_whole, server, index) for index in range(20)]
             until(lambda: server.num_open == 40)
-            os.kill(server.engine_pid, signal.SIGKILL)
+            server.kill_engine()
             for stream in running:
                 stream.wait()
                 assert stream.error_code == "engine_dead"
@@ -184,7 +184,7 @@ def test_killed_engine_is_told_to_all_and_gives_up_after_several(tiny_model: Pat
 
         # From here on no engine lives long enough to become ready.
         [waiting] = accepted(server, 1, max_tokens=2000)
-        os.kill(server.engine_pid, signal.SIGKILL)
+        server.kill_engine()
         _check_between_engines(server)
         until(lambda: _killed(server) and server.http.get("/health").status_code != 200)
         waiting.wait()
@@ -211,9 +211,8 @@ def _check_between_engines(server: ServeProcess) -> None:
 
 def _killed(server: ServeProcess) -> bool:
     """Kill an engine where there is one."""
-    pid = _engine(server)
-    if pid is not None:
-        os.kill(pid, signal.SIGKILL)
+    if _engine(server) is not None:
+        server.kill_engine()
     return True
 
 
@@ -235,10 +234,3 @@ def _engine(server: ServeProcess) -> int | None:
         return server.engine_pid
     except AssertionError:
         return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

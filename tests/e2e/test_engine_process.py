@@ -29,6 +29,7 @@ from drivetrain.messages import GenerateRequest
 from drivetrain.process.client import ProcessEngine
 from drivetrain.process.frames import HEADER, FromEngine, Ready
 from drivetrain.sampling import SamplingParams
+from fakes.serve_process import is_running
 
 LIMIT_S = 60.0
 PARENT = """
@@ -176,10 +177,10 @@ def test_an_engine_whose_parent_is_killed_ends_by_itself(tiny_model: Path, tmp_p
             wait_for(lambda: is_serving(path))
         parent.send_signal(signal.SIGKILL)
         parent.wait(LIMIT_S)
-        wait_for(lambda: not is_alive(worker))
+        wait_for(lambda: not is_running(worker))
     finally:
         parent.kill()
-        if is_alive(worker):
+        if is_running(worker):
             os.kill(worker, signal.SIGKILL)
 
 
@@ -190,21 +191,18 @@ def wait_for(check: object) -> None:
         time.sleep(0.02)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether it runs; one that ended and that nobody waits for does not."""
+def is_connected(connection: socket.socket, path: Path) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        connection.connect(str(path))
+    except ConnectionRefusedError:  # bound, and about to listen
         return False
-    return state not in "ZX"
+    return True
 
 
 def is_serving(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(LIMIT_S)
-        try:
-            connection.connect(str(path))
-        except ConnectionRefusedError:  # bound, and about to listen
+        if not is_connected(connection, path):
             return False
         with connection.makefile("rb") as stream:
             while header := stream.read(HEADER.size):
@@ -225,7 +223,7 @@ def test_who_connects_after_the_engine_has_failed_hears_why(tmp_path: Path) -> N
         wait_for(path.exists)
         time.sleep(1.0)  # by now it has failed
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(path))
+            wait_for(lambda: is_connected(connection, path))
             with connection.makefile("rb") as told:
                 assert b"ModelNotFound" in told.read()
         assert worker.wait(LIMIT_S) == 1

@@ -165,7 +165,7 @@ def test_a_dying_process_takes_its_requests_with_it_and_a_dying_engine_is_told_b
         dead = members(fleet)[0]
         os.kill(dead, signal.SIGKILL)
         until(lambda: dead not in members(fleet))
-        os.kill(fleet.engine_pid, signal.SIGKILL)
+        fleet.kill_engine()
     for thread in threads:
         thread.join(LIMIT_S)
         assert not thread.is_alive()

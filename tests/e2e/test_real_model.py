@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -167,7 +165,7 @@ def test_a_killed_engine_is_told_at_once_and_started_again(server: ServeProcess)
     with server.http.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
-        os.kill(server.engine_pid, signal.SIGKILL)
+        server.kill_engine()
         assert any("engine_dead" in line for line in lines)
     server.wait_ready()
     assert server.complete(prompt="The capital of France is", max_tokens=3)["choices"][0]["text"].strip() != ""

@@ -148,6 +148,12 @@ class ServeProcess:
             with suppress(ProcessLookupError):  # the test may have killed it
                 os.kill(pid, signal.SIGCONT)
 
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine, and on return it has ended: whatever is found from then on is another one."""
+        pid = self.engine_pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_running(pid))
+
     def assert_all_pages_back(self, capacity: int, *, within_s: float = LIMIT_S) -> None:
         deadline = time.monotonic() + within_s
         while True:
@@ -192,6 +198,14 @@ class ServeProcess:
         self.process.wait()
         self.log.close()
         self.http.close()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def sse_events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
