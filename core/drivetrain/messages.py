@@ -121,7 +121,8 @@ class EngineInfo:
 class EngineStats:
     """Gauges and counters since the start. Tokens and pages are counts; times are seconds.
 
-    `pages_free + pages_cached + pages_used == pages_total` always holds.
+    `pages_free + pages_cached + pages_used == pages_total` always holds. `held` and what follows is told in
+    `SchedulerStats`.
     """
 
     running: int = 0
@@ -136,6 +137,10 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
     preemptions: int = 0
+    held: int = 0
+    awaiting_pages: int = 0
+    held_for_masks: int = 0
+    held_for_pages: int = 0
     finished: int = 0
     failed: int = 0
     step_s: float = 0.0
