@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from drivetrain.conversation import ToolUse
     from drivetrain.dialects.turn import Turns
     from drivetrain.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -54,6 +57,8 @@ class LLM:
         except TypeError as error:
             raise ConfigError(f"LLM: {error}; the fields of EngineConfig are accepted") from error
         self._engine = assemble(self.config, on_phase)
+        for warning in self._engine.info.warnings:
+            _log.warning("%s", warning)
         self._frontend = load_frontend(self.config, self._engine)
         self._num_requests = 0
 
