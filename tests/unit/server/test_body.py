@@ -14,7 +14,9 @@ from drivetrain_server.exchange import ClientGone, Exchange
 LIMIT = 100
 
 
-def request(*parts: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), whole: bool = True) -> tuple[Exchange, list]:
+def request(
+    *parts: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), whole: bool = True
+) -> tuple[Exchange, list[bytes]]:
     """An exchange whose body comes in these parts; `whole` ends it, else the client leaves; and the parts not read."""
     left = list(parts)
 
