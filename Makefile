@@ -57,8 +57,8 @@ test: $(VENV)/.ready-dev ## Set up and run the tests
 	$(RUN)/python -m pytest $(SPREAD) -m "not slow"
 	$(KERNEL_TESTS)
 
-test-all: $(VENV)/.ready-dev ## Everything, the slow tests too
-	$(RUN)/python -m pytest $(SPREAD)
+test-all: $(VENV)/.ready-dev ## Everything, the slow tests too, and property tests with new examples
+	HYPOTHESIS_PROFILE=search $(RUN)/python -m pytest $(SPREAD)
 	$(KERNEL_TESTS)
 
 check: $(VENV)/.ready-dev ## Lint, types, layers

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +67,13 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         DrivetrainError: a setting, the model or the device stands in the way; the message says what to do.
     """
     clock = PhaseClock(progress)
+    warnings: list[str] = []
     with clock.phase("read model"):
         model = open_model(config)
     if config.load_format != "dummy":
         read_ahead(model.path)
     with clock.phase("find device"):
-        backend = choose(config)
+        backend = choose(config, warnings.append)
     with clock.phase("open device"):
         device = open_device(config, backend)
     limits = executor_limits(config, model, device.capabilities)
@@ -94,6 +95,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         backend=backend.name,
         capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
+        warnings=tuple(warnings),
         grammars=GrammarCompiler(lambda: _open_vocabulary(config, model)),
     )
 
@@ -138,13 +140,22 @@ def tokenizer_path(config: EngineConfig, model: Path) -> Path:
     return model if config.tokenizer is None else Path(config.tokenizer).expanduser()
 
 
-def choose(config: EngineConfig) -> BackendSpec:
+def choose(config: EngineConfig, on_warning: Callable[[str], None] | None = None) -> BackendSpec:
     """Choose the backend. Imports nothing of it.
+
+    Args:
+        on_warning: told of each setting about backends that has no effect here.
 
     Raises:
         BackendError: none can serve, or the one asked for cannot.
     """
-    spec = choose_backend(config.backend, blocked=config.blocked_backends, on_found=_import_torch_ahead).spec
+    spec = choose_backend(
+        config.backend,
+        blocked=config.blocked_backends,
+        configured=config.backend_options,
+        on_found=_import_torch_ahead,
+        on_warning=on_warning,
+    ).spec
     assert spec is not None, "a selected backend has a spec"
     return spec
 
@@ -307,6 +318,7 @@ def connect(
     backend: str,
     capabilities: Capabilities,
     weight_bytes: int,
+    warnings: tuple[str, ...] = (),
     grammars: GrammarCompiler | None = None,
 ) -> Engine:
     """Scheduler, batch builder and step loop around a loaded executor.
@@ -358,6 +370,7 @@ def connect(
         num_parameters=num_parameters,
         loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
         sampling=tuple(sorted(capabilities.sampling)),
+        warnings=warnings,
     )
     return Engine(
         executor=executor,

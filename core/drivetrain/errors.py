@@ -33,6 +33,7 @@ from drivetrain_plugins.errors import (
     HardwareIdle,
     NoBackendReady,
     OutOfMemory,
+    UnknownBackend,
     Unsupported,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "ShareUsed",
     "TemplateError",
     "TokenizerError",
+    "UnknownBackend",
     "UnknownModel",
     "Unsupported",
     "UnsupportedModel",

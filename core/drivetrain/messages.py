@@ -94,6 +94,7 @@ class EngineInfo:
         loaded_bytes: bytes of the weights on the devices, of all ranks together.
         num_parameters: numbers that the weights are made of.
         sampling: what the device's sampler serves beside the likeliest token.
+        warnings: sentences about settings that have no effect here.
     """
 
     model: str
@@ -115,6 +116,7 @@ class EngineInfo:
     loaded_bytes: int = 0
     num_parameters: int = 0
     sampling: tuple[SamplingFeature, ...] = tuple(sorted(EVERY_SAMPLING_FEATURE))
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,12 +58,15 @@ class _ListingAnswer(msgspec.Struct, forbid_unknown_fields=True):
     next_step: str = ""
 
 
-def discover(*, blocked: Collection[str] = (), time_limit_s: float = LISTING_LIMIT_S) -> Discovery:
+def discover(
+    *, blocked: Collection[str] = (), configured: Collection[str] = (), time_limit_s: float = LISTING_LIMIT_S
+) -> Discovery:
     """Read the entry points of every distribution on `sys.path` and list their backends. Never raises.
 
     Args:
         blocked: names of backends, entry points or distributions that must not be used. An entry point blocked by its
             own name or its distribution's is not even imported.
+        configured: names of backends that the configuration has options for.
         time_limit_s: how long one entry point may take to import and list.
     """
     origins, rejected = _read_entry_points()
@@ -92,7 +95,7 @@ def discover(*, blocked: Collection[str] = (), time_limit_s: float = LISTING_LIM
     return Discovery(
         found=tuple(sorted(accepted, key=lambda backend: backend.spec.name)),
         rejected=tuple(sorted(rejected + refused, key=lambda state: (state.name, str(state.origin)))),
-        warnings=_unused_blocks(blocked, origins, listed),
+        warnings=(*_unused_blocks(blocked, origins, listed), *_unused_options(configured, origins, listed)),
     )
 
 
@@ -257,11 +260,31 @@ def _broken(origin: Origin, reason: str, next_step: str, outcome: ChildOutcome) 
 
 
 def _unused_blocks(blocked: Collection[str], origins: list[Origin], listed: list[FoundBackend]) -> tuple[str, ...]:
-    known = {backend.name for backend in known_backends()}  # one file may serve machines with and without them
-    known |= {name for origin in origins for name in (origin.entry_point, origin.distribution)}
-    known |= {backend.spec.name for backend in listed}
+    names = _backend_names(origins, listed)
+    known = names | {origin.distribution for origin in origins}
     return tuple(
         f"blocked_backends names {name!r}, but no backend, entry point or distribution of that name is installed"
-        f"{did_you_mean(name, known)}"
+        f"{_nearest(name, known, listed)}"
         for name in sorted(set(blocked) - known)
     )
+
+
+def _unused_options(configured: Collection[str], origins: list[Origin], listed: list[FoundBackend]) -> tuple[str, ...]:
+    names = _backend_names(origins, listed)
+    installed = ", ".join(sorted({backend.spec.name for backend in listed})) or "none"
+    return tuple(
+        f"[backend_options.{name}] has no effect here: no backend of that name is installed (installed are {installed})"
+        f"{_nearest(name, names, listed)}"
+        for name in sorted(set(configured) - names)
+    )
+
+
+def _backend_names(origins: list[Origin], listed: list[FoundBackend]) -> set[str]:
+    """What a configuration may name a backend by; known ones too, as one file may serve machines without them. The
+    entry point stands for backends that could not be listed."""
+    known = {backend.name for backend in known_backends()}
+    return known | {origin.entry_point for origin in origins} | {backend.spec.name for backend in listed}
+
+
+def _nearest(name: str, known: Collection[str], listed: list[FoundBackend]) -> str:
+    return did_you_mean(name, known, {backend.spec.name: backend.spec.also_called for backend in listed})

@@ -3,6 +3,7 @@
 DrivetrainError
 └── BackendError
     ├── BackendNotReady       the backend asked for is unavailable, broken, incompatible or blocked
+    │   └── UnknownBackend    nothing that is installed or known has the name asked for
     ├── NoBackendReady        nothing was asked for and nothing is ready
     ├── HardwareIdle          hardware is here that its backend cannot serve on, and nothing was asked for
     ├── BackendTie            two ready backends share the highest priority
@@ -25,6 +26,10 @@ class BackendError(DrivetrainError):
 
 class BackendNotReady(BackendError):
     """The backend that was asked for cannot run here."""
+
+
+class UnknownBackend(BackendNotReady):
+    """The configuration asks for a backend by a name that none has."""
 
 
 class NoBackendReady(BackendError):

@@ -39,9 +39,16 @@ class BackendsReport:
         return msgspec.json.encode(self)
 
 
-def backends_report(*, requested: str = AUTO, blocked: Collection[str] = ()) -> BackendsReport:
-    """Survey this machine and report on it; a selection that fails is part of the report and not raised."""
-    return report_on(survey(blocked=blocked), requested)
+def backends_report(
+    *, requested: str = AUTO, blocked: Collection[str] = (), configured: Collection[str] = ()
+) -> BackendsReport:
+    """Survey this machine and report on it; a selection that fails is part of the report and not raised.
+
+    Args:
+        requested: a backend's name, or "auto".
+        blocked, configured: as `survey` takes them.
+    """
+    return report_on(survey(blocked=blocked, configured=configured), requested)
 
 
 def report_on(surveyed: Survey, requested: str = AUTO) -> BackendsReport:

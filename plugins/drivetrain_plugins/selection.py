@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from drivetrain_plugins.discovery import blocked_by_environment, discover
-from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady
+from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady, UnknownBackend
 from drivetrain_plugins.probing import probe_backends
 from drivetrain_plugins.spec import BackendSpec
 from drivetrain_plugins.status import BackendState, Status
@@ -24,19 +24,26 @@ def choose_backend(
     requested: str = AUTO,
     *,
     blocked: Collection[str] = (),
+    configured: Collection[str] = (),
     on_found: Callable[[Sequence[BackendSpec]], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> BackendState:
     """Discover, probe and select. Probes only the one asked for, so that no other vendor's slow probe delays a start.
 
     Args:
         requested: a backend's name, or "auto".
         blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
+        configured: names of backends that the configuration has options for.
         on_found: told, before any probe begins, which backends may be chosen.
+        on_warning: told of each setting that has no effect.
 
     Raises:
-        BackendNotReady, NoBackendReady, HardwareIdle, BackendTie: as `select_backend`.
+        UnknownBackend, BackendNotReady, NoBackendReady, HardwareIdle, BackendTie: as `select_backend`.
     """
-    discovery = discover(blocked=frozenset(blocked) | blocked_by_environment())
+    discovery = discover(blocked=frozenset(blocked) | blocked_by_environment(), configured=configured)
+    if on_warning is not None:
+        for warning in discovery.warnings:
+            on_warning(warning)
     asked_for = [backend for backend in discovery.found if backend.spec.name == requested]
     if on_found is not None:
         on_found([backend.spec for backend in asked_for or discovery.found])
@@ -54,7 +61,8 @@ def select_backend(surveyed: Survey, requested: str = AUTO) -> BackendState:
         requested: a backend's name, or "auto".
 
     Raises:
-        BackendNotReady: the one asked for is unknown or cannot serve here; says why and what is ready.
+        UnknownBackend: nothing has the name asked for; says which names there are, and the nearest.
+        BackendNotReady: the one asked for cannot serve here; says why and what is ready.
         NoBackendReady: none was asked for and none is ready; gives the reason of each.
         HardwareIdle: none was asked for, and a backend of higher priority than the best ready one finds its hardware
             here and cannot serve on it.
@@ -70,8 +78,9 @@ def _requested(surveyed: Survey, name: str) -> BackendState:
             return state
     if not candidates:
         names = {state.name for state in surveyed.states}
-        suggestion = did_you_mean(name, names) or "."
-        raise BackendNotReady(
+        also_called = {state.name: state.spec.also_called for state in surveyed.states if state.spec is not None}
+        suggestion = did_you_mean(name, names, also_called) or "."
+        raise UnknownBackend(
             f"There is no backend {name!r}{suggestion}"
             f" Known here: {', '.join(sorted(names)) or 'none'}.{_ready(surveyed)}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from drivetrain_plugins.import_string import check_import_string
 
@@ -38,6 +39,8 @@ class BackendSpec:
         environment: variables that the vendor's libraries read when they are loaded. Core sets those that are not set
             before it imports `backend`, in processes that use the device and nowhere else. There it may set those of
             other backends that were found too, unless two contradict each other.
+        also_called: other words that people know it by, such as the vendor's name, in lowercase. None of them chooses
+            it; who writes one is told the name.
         version: version of the backend, for reports; discovery puts in the distribution's if it is left empty.
 
     Raises:
@@ -52,6 +55,7 @@ class BackendSpec:
     description: str
     options: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    also_called: tuple[str, ...] = ()
     version: str = ""
 
     def __post_init__(self) -> None:
@@ -71,6 +75,7 @@ class BackendSpec:
         check_import_string("backend", self.backend)
         if self.options is not None:
             check_import_string("options", self.options)
+        _check_words("also_called", self.also_called)
 
     def speaks(self, contract_version: int) -> bool:
         """Whether the backend was written for this version of the contract."""
@@ -137,6 +142,12 @@ class ProbeResult:
 def _check_type(name: str, value: object, expected: type) -> None:
     if not isinstance(value, expected) or isinstance(value, bool):
         raise TypeError(f"{name}: got {value!r}, expected {expected.__name__}")
+
+
+def _check_words(name: str, value: object) -> None:
+    words = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (None,)
+    if not all(isinstance(word, str) and word == word.strip().lower() != "" for word in words):
+        raise ValueError(f"{name}: got {value!r}, expected a tuple of words in lowercase, as in ('acme', 'acmecorp')")
 
 
 def _check_contract_range(value: object) -> None:

@@ -31,6 +31,7 @@ class Survey:
 def survey(
     *,
     blocked: Collection[str] = (),
+    configured: Collection[str] = (),
     listing_limit_s: float = LISTING_LIMIT_S,
     probe_limit_s: float = PROBE_LIMIT_S,
 ) -> Survey:
@@ -38,10 +39,13 @@ def survey(
 
     Args:
         blocked: names from the configuration; those of `DRIVETRAIN_BLOCKED_BACKENDS` are added.
+        configured: names of backends that the configuration has options for.
         listing_limit_s: how long one entry point may take to import and list.
         probe_limit_s: how long one probe may take.
     """
-    discovery = discover(blocked=frozenset(blocked) | blocked_by_environment(), time_limit_s=listing_limit_s)
+    discovery = discover(
+        blocked=frozenset(blocked) | blocked_by_environment(), configured=configured, time_limit_s=listing_limit_s
+    )
     return survey_of(discovery, probe_limit_s=probe_limit_s)
 
 

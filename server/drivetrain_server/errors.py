@@ -84,6 +84,7 @@ KINDS: dict[type[DrivetrainError], ErrorKind] = {
     DrivetrainError: _down("engine_error"),
     core.BackendError: _down("backend_error"),
     core.BackendNotReady: _down("backend_not_ready"),
+    core.UnknownBackend: _down("unknown_backend"),
     core.NoBackendReady: _down("no_backend_ready"),
     core.HardwareIdle: _down("hardware_idle"),
     core.BackendTie: _down("backend_tie"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from drivetrain.errors import (
     Overloaded,
     PromptTooLong,
     RequestError,
+    UnknownBackend,
 )
 from drivetrain.messages import GenerateRequest
 from drivetrain.process.client import ProcessEngine
@@ -152,6 +154,27 @@ async def test_a_client_serves_many_and_cleans_up_after_each(tiny_model: Path) -
     assert engine.info is None
     with pytest.raises(EngineDead, match="ended with status 0"):
         await answer(engine, request("late"))
+
+
+async def test_settings_without_effect_are_logged_once_it_is_ready(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config_of(tiny_model), backend_options={"cpu": {"threads": 1}, "cpuu": {"threads": 1}})
+    engine = ProcessEngine(config)
+    try:
+        await engine.start()
+    finally:
+        await engine.shutdown(drain_s=0.0)
+    (told,) = [record.getMessage() for record in caplog.records if "backend_options" in record.getMessage()]
+    assert told.startswith("[backend_options.cpuu] has no effect here: ")
+    assert told.endswith("; did you mean 'cpu'?")
+
+
+async def test_an_unknown_backend_is_a_wrong_configuration(tiny_model: Path) -> None:
+    engine = ProcessEngine(replace(config_of(tiny_model), backend="cpuu"))
+    with pytest.raises(UnknownBackend, match="There is no backend 'cpuu'; did you mean 'cpu'"):
+        await engine.start()
+    await engine.shutdown(drain_s=0.0)
 
 
 async def test_a_start_that_fails_tells_why_in_its_own_words(tmp_path: Path) -> None:

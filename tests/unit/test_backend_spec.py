@@ -33,6 +33,16 @@ SOUND: dict[str, Any] = {
         ("probe", "acme.probe", "probe: got 'acme.probe', expected 'module.path:attribute'"),
         ("backend", None, "backend: got NoneType, expected a string 'module.path:attribute'"),
         ("options", "acme options:Schema", "options: got 'acme options:Schema', expected 'module.path:attribute'"),
+        (
+            "also_called",
+            "npu",
+            "also_called: got 'npu', expected a tuple of words in lowercase, as in ('acme', 'acmecorp')",
+        ),
+        (
+            "also_called",
+            ("Acme",),
+            "also_called: got ('Acme',), expected a tuple of words in lowercase, as in ('acme', 'acmecorp')",
+        ),
     ],
 )
 def test_a_field_that_cannot_be_right_is_named(field: str, value: object, message: str) -> None:

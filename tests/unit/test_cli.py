@@ -187,6 +187,12 @@ def test_wrong_usage_exits_with_2(capsys, arguments, message):
     assert message in err
 
 
+def test_a_backend_that_does_not_exist_is_wrong_usage(capsys):
+    code, _, error = run_main(capsys, "backends", "--check", "cpuu")
+    assert code == 2
+    assert error.startswith("error: There is no backend 'cpuu'; did you mean 'cpu'? Known here: cpu, ")
+
+
 def test_raw_refuses_conversations(capsys, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "x"}]}\n')

@@ -42,9 +42,9 @@ def surveyed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def use(*states: BackendState) -> list[object]:
-        def survey(*, blocked):
-            asked.append(tuple(blocked))
-            return Survey(states=states)
+        def survey(*, blocked, configured):
+            asked.append((*blocked, *configured))
+            return Survey(states=states, warnings=tuple(f"[backend_options.{name}] is idle" for name in configured))
 
         monkeypatch.setattr(report, "survey", survey)
         return asked
@@ -124,6 +124,17 @@ def test_doctor_warns_of_broken_ones_and_fails_without_any(surveyed):
     surveyed(BROKEN)
     found = {finding.name: finding for finding in findings(None)}
     assert found["backends"].status == "problem"
+
+
+def test_options_without_a_backend_are_told_by_backends_and_doctor(surveyed, tmp_path):
+    surveyed(READY)
+    (tmp_path / "drivetrain.toml").write_text("[backend_options.acne]\nthreads = 2\n", encoding="utf-8")
+    result = invoke()
+    assert result.exit_code == 0
+    assert "warning: [backend_options.acne] is idle" in result.stdout
+    told = [(finding.status, finding.found) for finding in findings(None) if finding.name == "backends"]
+    assert [status for status, _ in told] == ["ok", "warning"]
+    assert told[1][1] == "[backend_options.acne] is idle"
 
 
 def test_doctor_prints_all_findings_as_json(surveyed):

@@ -269,6 +269,27 @@ def test_a_block_that_fits_nothing_is_reported_unless_the_backend_is_known(packa
     )
 
 
+def test_options_for_a_name_that_nothing_has_are_reported_with_the_nearest(packages: PluginPackages) -> None:
+    packages.install("acme")
+    packages.install("bad", "raise SystemExit(3)")
+    installed = "no backend of that name is installed (installed are acme, cpu, cuda, gaudi, rocm)"
+    assert discover(configured={"acme", "cpu", "rocm", "bad", "acmee", "nvidia", "toaster"}).warnings == (
+        f"[backend_options.acmee] has no effect here: {installed}; did you mean 'acme'?",
+        f"[backend_options.nvidia] has no effect here: {installed}; did you mean 'cuda'?",
+        f"[backend_options.toaster] has no effect here: {installed}",
+    )
+
+
+def test_the_words_of_every_backend_in_the_tree_lead_to_it(packages: PluginPackages) -> None:
+    discovery = discover(blocked={"nvidia", "amd", "intel", "habana"})
+    assert [warning.partition("; ")[2] for warning in discovery.warnings] == [
+        "did you mean 'rocm'?",
+        "did you mean 'gaudi'?",
+        "did you mean 'gaudi'?",
+        "did you mean 'cuda'?",
+    ]
+
+
 def test_blocks_come_from_the_environment() -> None:
     assert blocked_by_environment({"DRIVETRAIN_BLOCKED_BACKENDS": "acme, bolt,,"}) == {"acme", "bolt"}
     assert blocked_by_environment({}) == frozenset()

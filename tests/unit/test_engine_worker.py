@@ -40,6 +40,7 @@ from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
 from fakes.tiny_engine import run, tiny_engine
 from fakes.waiting import LIMIT_S, until
+from fakes.worker import listening_worker
 
 
 def request(request_id: str, **params: object) -> GenerateRequest:
@@ -105,13 +106,9 @@ class Frontend:
 class Running:
     """A worker that serves a small engine in a thread; `run` ends in `error` or without."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "engine.sock"
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(self.path))
-        self.listener.listen()
-        self.worker = Worker(self.listener)
-        threading.Thread(target=self.worker._accept, daemon=True).start()
+    def __init__(self, worker: Worker, path: Path) -> None:
+        self.path = path
+        self.worker = worker
         self.error: BaseException | None = None
         self.engine: Engine | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -162,14 +159,16 @@ class Running:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Running]:
-    running = Running(tmp_path)
-    yield running
-    running.go_on.set()
-    if running.thread.is_alive():
-        running.connect().send(Shutdown(0.0))
-        running.join()
-    for frontend in running.frontends:
-        frontend.connection.close()
+    path = tmp_path / "engine.sock"
+    with listening_worker(path) as worker:
+        running = Running(worker, path)
+        yield running
+        running.go_on.set()
+        if running.thread.is_alive():
+            running.connect().send(Shutdown(0.0))
+            running.join()
+        for frontend in running.frontends:
+            frontend.connection.close()
 
 
 def test_each_frontend_gets_the_answers_of_its_own_requests(served: Running) -> None:

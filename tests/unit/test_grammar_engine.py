@@ -120,7 +120,7 @@ def test_recorded_steps_with_masks_give_the_answers_of_the_plain_engine(seed: in
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_steps_that_fail_leave_other_grammars_where_they_were(overlap: bool) -> None:
-    """A lost step takes back the token that its masks had followed."""
+    """Requests of a lost step fail; the masks of all others still follow what they have said."""
     expected = plain_answers(5, 12)
     engine = grammar_engine(overlap=overlap, step_tokens=24, pages=60)
     execute, rng = engine._executor.execute, random.Random(5)

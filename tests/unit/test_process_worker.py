@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from drivetrain.grammar import Grammar
 from drivetrain.messages import EngineInfo, GenerateRequest, Update
@@ -15,6 +17,7 @@ from drivetrain.process.frames import HEADER, Abort, FromEngine, Ready, Shutdown
 from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
 from fakes.waiting import LIMIT_S
+from fakes.worker import listening_worker
 
 INFO = EngineInfo(
     model="m",
@@ -67,13 +70,14 @@ class OneStepEngine:
         raise AssertionError("nothing is left to abort")
 
 
-def test_completions_that_end_in_the_same_step_all_arrive(tmp_path: Path) -> None:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(tmp_path / "s"))
-    listener.listen()
-    worker, engine = Worker(listener), OneStepEngine()
-    threading.Thread(target=worker._accept, daemon=True).start()
-    running = threading.Thread(target=worker.run, args=(engine,))
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    with listening_worker(tmp_path / "s") as listening:
+        yield listening
+
+
+def test_completions_that_end_in_the_same_step_all_arrive(worker: Worker, tmp_path: Path) -> None:
+    running = threading.Thread(target=worker.run, args=(OneStepEngine(),))
     running.start()
     encoder = msgspec.msgpack.Encoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -87,7 +91,6 @@ def test_completions_that_end_in_the_same_step_all_arrive(tmp_path: Path) -> Non
         client.sendall(frame(encoder, Shutdown(0.0)))
         running.join(LIMIT_S)
         assert not running.is_alive()
-    listener.close()
     assert isinstance(answer, Updates)
     assert [update.index for update in answer.updates] == [0, 1, 2]
 
@@ -107,15 +110,13 @@ class SlowGrammars:
         self.known.add(grammar)
 
 
-def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_left(tmp_path: Path) -> None:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(tmp_path / "s"))
-    listener.listen()
-    worker, engine = Worker(listener), OneStepEngine()
+def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_left(
+    worker: Worker, tmp_path: Path
+) -> None:
+    engine = OneStepEngine()
     engine.grammars = SlowGrammars()
     submitted: list[str] = []
     engine.submit = lambda request: (submitted.append(request.request_id), engine.waiting.append(request))  # type: ignore
-    threading.Thread(target=worker._accept, daemon=True).start()
     running = threading.Thread(target=worker.run, args=(engine,))
     running.start()
     encoder = msgspec.msgpack.Encoder()
@@ -137,7 +138,6 @@ def test_a_grammar_is_compiled_beside_other_requests_and_not_for_a_client_that_l
         client.sendall(frame(encoder, Shutdown(0.0)))
         running.join(LIMIT_S)
         assert not running.is_alive()
-    listener.close()
     assert submitted == ["plain", "stays"]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady
+from drivetrain_plugins.errors import BackendNotReady, BackendTie, HardwareIdle, NoBackendReady, UnknownBackend
 from drivetrain_plugins.report import report_on
 from drivetrain_plugins.selection import select_backend
 from drivetrain_plugins.spec import BackendSpec, DeviceInfo
@@ -27,6 +27,7 @@ def state(
 CPU = state("cpu", Status.READY, 0, distribution="drivetrain")
 ACME = state("acme", Status.READY, 100)
 NO_DRIVER = state("bolt", Status.UNAVAILABLE, 200, reason="no driver is loaded", next_step="load bolt.ko")
+ALSO_CALLED = ((ACME, ("acmecorp", "npu")), (NO_DRIVER, ("npu",)))
 CRASHED = state("volt", Status.BROKEN, 300, reason="its probe was killed by SIGSEGV")
 
 
@@ -59,8 +60,24 @@ def test_one_that_is_not_installed_says_how_to_install_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("acmecorp", "; did you mean 'acme'?"),
+        ("AcmeCorp", "; did you mean 'acme'?"),
+        ("npu", "; did you mean 'acme' or 'bolt'?"),
+        ("toaster", "."),
+    ],
+)
+def test_words_that_people_know_a_backend_by_lead_to_its_name(word: str, hint: str) -> None:
+    acme, bolt = (replace(backend, spec=replace(backend.spec, also_called=words)) for backend, words in ALSO_CALLED)
+    with pytest.raises(UnknownBackend) as caught:
+        select_backend(Survey(states=(acme, bolt, CPU)), word)
+    assert str(caught.value) == f"There is no backend {word!r}{hint} Known here: acme, bolt, cpu. Ready: acme, cpu."
+
+
 def test_an_unknown_name_gets_a_suggestion_and_the_known_names() -> None:
-    with pytest.raises(BackendNotReady) as caught:
+    with pytest.raises(UnknownBackend) as caught:
         select_backend(Survey(states=(NO_DRIVER, ACME, CPU)), "acne")
     assert str(caught.value) == (
         "There is no backend 'acne'; did you mean 'acme'? Known here: acme, bolt, cpu. Ready: acme, cpu."

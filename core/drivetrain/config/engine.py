@@ -112,7 +112,8 @@ class EngineConfig:
     """Whole replicas of the engine behind one server."""
 
     backend_options: Mapping[str, object] = field(default_factory=dict[str, object], metadata=placed(""))
-    """Options a backend, one table a name (`[backend_options.cpu]`); checked by that backend, inert for others."""
+    """Options a backend, one table a name (`[backend_options.cpu]`); checked by that backend, inert for others. A name
+    that no backend here has is warned of at the start."""
 
     def __post_init__(self) -> None:
         normalize(self)

@@ -77,6 +77,8 @@ class ProcessEngine(EngineLink):
         await self._ready.wait()
         if self._given_up is not None:
             raise self._given_up
+        for warning in self._info.warnings if self._info is not None else ():
+            _log.warning("%s", warning)
 
     async def shutdown(self, *, drain_s: float) -> None:
         """Let running requests finish for `drain_s` seconds, then abort them and end the process."""

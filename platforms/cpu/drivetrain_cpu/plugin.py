@@ -17,6 +17,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             probe="drivetrain_cpu.probe:probe",
             backend="drivetrain_cpu.backend:CpuBackend",
             options="drivetrain_cpu.options:CpuOptions",
+            also_called=("processor", "host"),
             description="the processor of this machine, with PyTorch",
             # Threads meet at barriers a few hundred times a step. Spinning there for some 100 us is as fast as spinning
             # for ever (sleeping at once doubles a step), and yields the cores to others who need them.

@@ -17,6 +17,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             probe="drivetrain_cuda.probe:probe",
             backend="drivetrain_cuda.backend:CudaBackend",
             options="drivetrain_cuda.options:CudaOptions",
+            also_called=("nvidia", "gpu"),
             description="NVIDIA GPUs from compute capability 8.0 (A100, RTX 30) on, with PyTorch and Triton",
             # torch's watchdog of NCCL would end the process, or hand out garbage, after a limit of its own; the
             # communicator keeps the limit instead.

@@ -17,6 +17,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             probe="drivetrain_gaudi.probe:probe",
             backend="drivetrain_gaudi.backend:GaudiBackend",
             options="drivetrain_gaudi.options:GaudiOptions",
+            also_called=("intel", "habana", "hpu"),
             description="Intel Gaudi cards, with compiled graphs (contract-tested, never run on Gaudi)",
             # Read when Habana's libraries are loaded. 0 is eager mode with compiled graphs; lazy mode is legacy.
             environment={"PT_HPU_LAZY_MODE": "0"},

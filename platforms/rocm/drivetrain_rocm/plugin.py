@@ -17,6 +17,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             probe="drivetrain_rocm.probe:probe",
             backend="drivetrain_rocm.backend:RocmBackend",
             options="drivetrain_rocm.options:RocmOptions",
+            also_called=("amd", "radeon", "instinct", "hip", "gpu"),
             description="AMD GPUs (Instinct from MI200, Radeon RX 7000 and 9000) with PyTorch and Triton; compiled for "
             "these parts, run in the interpreter and on an NVIDIA GPU, never run on AMD",
             # torch's watchdog of RCCL would end the process, or hand out garbage, after a limit of its own; the

@@ -56,7 +56,11 @@ def backends(
 
     from drivetrain_plugins.report import backends_report
 
-    report = backends_report(requested=config.engine.backend, blocked=config.engine.blocked_backends)
+    report = backends_report(
+        requested=config.engine.backend,
+        blocked=config.engine.blocked_backends,
+        configured=config.engine.backend_options,
+    )
     tables: dict[str, list[OpRow] | str] = {}
     if ops:
         tables = {state.name: _ops(state, config) for state in report.backends if state.status == "ready"}

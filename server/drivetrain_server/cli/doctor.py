@@ -56,28 +56,34 @@ def findings(config_path: Path | None) -> Iterator[Finding]:
     if config is not None:
         yield check_port(config.server)
         yield check_keys(config.server)
-    yield _backends(config)
+    yield from _backends(config)
     yield from _models()
     if config is not None and config.engine.model:
         yield _model(config.engine.model)
 
 
-def _backends(config: Config | None) -> Finding:
+def _backends(config: Config | None) -> Iterator[Finding]:
     from drivetrain_plugins.report import backends_report
     from drivetrain_server.diagnosis import Finding
 
     engine = config.engine if config is not None else None
     report = backends_report(
-        requested=engine.backend if engine else "auto", blocked=engine.blocked_backends if engine else ()
+        requested=engine.backend if engine else "auto",
+        blocked=engine.blocked_backends if engine else (),
+        configured=engine.backend_options if engine else (),
     )
     step = "`drivetrain backends` says why each is ready or not"
-    if report.selected is None:
-        return Finding(name="backends", status="problem", found=report.selection, next_step=step)
     broken = [state.summary() for state in report.backends if state.status in ("broken", "incompatible")]
-    if broken:
+    if report.selected is None:
+        yield Finding(name="backends", status="problem", found=report.selection, next_step=step)
+    elif broken:
         found = f"{report.selection} Not usable: {'; '.join(broken)}"
-        return Finding(name="backends", status="warning", found=found, next_step=step)
-    return Finding(name="backends", status="ok", found=report.selection)
+        yield Finding(name="backends", status="warning", found=found, next_step=step)
+    else:
+        yield Finding(name="backends", status="ok", found=report.selection)
+    for warning in report.warnings:
+        step = "correct the name; leave it if the file also serves machines that have that backend"
+        yield Finding(name="backends", status="warning", found=warning, next_step=step)
 
 
 def _models() -> Iterator[Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from drivetrain.errors import ConfigError, DrivetrainError, ModelNotFound
+from drivetrain.errors import ConfigError, DrivetrainError, ModelNotFound, UnknownBackend
 
-USAGE_ERRORS = (ConfigError, ModelNotFound)
+USAGE_ERRORS = (ConfigError, ModelNotFound, UnknownBackend)
 EXIT_USAGE = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
