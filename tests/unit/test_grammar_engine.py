@@ -199,6 +199,8 @@ def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_mas
         assert (stats.pages_used, stats.failed) == (0, 0)
         preemptions += stats.preemptions
         assert slow_masks["held"] > 0
+        assert stats.held_for_masks >= slow_masks["void"] + slow_masks["void, penalized"]
+        assert stats.held_for_masks > 0 and stats.held == 0
         assert overlap or not slow_masks["void"]
         void.update({name: count for name, count in slow_masks.items() if name != "held"})
     assert min(preemptions, void["void"], void["void, penalized"]) > 0
