@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 from drivetrain.version import __version__
 
 if TYPE_CHECKING:
-    from drivetrain.llm import LLM, Completion, EmbeddingOutput, RequestOutput
+    from drivetrain.llm import LLM
+    from drivetrain.outputs import Completion, EmbeddingOutput, RequestOutput
     from drivetrain.sampling import SamplingParams
 
 __all__ = ["LLM", "Completion", "EmbeddingOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 _HOMES = {
     "LLM": "drivetrain.llm",
-    "Completion": "drivetrain.llm",
-    "EmbeddingOutput": "drivetrain.llm",
-    "RequestOutput": "drivetrain.llm",
+    "Completion": "drivetrain.outputs",
+    "EmbeddingOutput": "drivetrain.outputs",
+    "RequestOutput": "drivetrain.outputs",
     "SamplingParams": "drivetrain.sampling",
 }
 

@@ -39,6 +39,11 @@ class Chat:
     variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
     tools: Sequence[Mapping[str, Json]] = ()
 
+    @property
+    def num_chars(self) -> int:
+        """Characters to be tokenized, roughly."""
+        return sum(_text_size(each) for each in (*self.messages, *self.tools))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
@@ -218,3 +223,11 @@ def _goes_on_reasoning(dialect: Dialect, chat: Chat) -> bool:
         return False
     content = chat.messages[-1].get("content")
     return isinstance(content, str) and content.rfind(reasoning.open) > content.rfind(reasoning.close)
+
+
+def _text_size(value: Json | Message) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_text_size(part) for part in value.values())
+    return sum(_text_size(part) for part in value) if isinstance(value, list) else 0

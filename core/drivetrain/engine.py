@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,13 +13,14 @@ from drivetrain.batch import BatchBuilder
 from drivetrain.completions import completions_of
 from drivetrain.errors import Asleep, DrivetrainError, EngineError, OutOfMemory, RequestError, Unsupported
 from drivetrain.grammar.masks import MaskMaker
-from drivetrain.logprobs import PromptScores, token_logprobs
+from drivetrain.in_flight import StepInFlight, newest_tokens
+from drivetrain.live_requests import LiveRequests
 from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Update
-from drivetrain.pooling import EmbeddingSums, check_embeds
+from drivetrain.pooling import check_embeds
+from drivetrain.reports import Reports
 from drivetrain.request import FinishReason, Request
 from drivetrain.sampling import SamplingParams, check_served
-from drivetrain.scheduler import Schedule, Scheduler
-from drivetrain_plugins.contract.batch import StepOutput, Ticket
+from drivetrain.scheduler import Landed, Schedule, Scheduler
 from drivetrain_plugins.contract.capabilities import EVERY_SAMPLING_FEATURE, SamplingFeature
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ _HELD_WAIT_S = 0.005
 
 
 @dataclass(slots=True)
-class _Live:
-    """A request under way: its completions that have not ended, by index."""
-
-    completions: dict[int, Request]
-
-
-@dataclass(slots=True)
 class _Counts:
     steps: int = 0
     prompt_tokens: int = 0
@@ -49,29 +41,6 @@ class _Counts:
     failed: int = 0
     step_s: float = 0.0
     schedule_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _InFlight:
-    schedule: Schedule
-    ticket: Ticket
-    launched_s: float
-    masked: bool
-    _output: StepOutput | None = None
-
-    def wait(self) -> StepOutput:
-        """As `Ticket.wait`; may be called again."""
-        if self._output is None:
-            self._output = self.ticket.wait()
-        return self._output
-
-    def tokens(self, output: StepOutput) -> Iterator[tuple[Request, int]]:
-        """What it sampled, but for what is void."""
-        dropped = self.schedule.dropped
-        sampled = (row.request for row in self.schedule.rows if row.samples)
-        for request, token in zip(sampled, output.token_ids.tolist(), strict=True):
-            if request not in dropped:
-                yield request, token
 
 
 class Engine:
@@ -109,13 +78,9 @@ class Engine:
         self._masks = MaskMaker(info.vocab_size, self._end_ids)
         self._depth = 1 if overlap else 0
         self._seeds = random.Random(seed)
-        self._live: dict[str, _Live] = {}
-        self._owners: dict[Request, tuple[str, int]] = {}
-        self._prompt_scores = PromptScores()
-        self._sums = EmbeddingSums()
-        self._in_flight: deque[_InFlight] = deque()
-        self._deadlines: list[tuple[float, int, str, _Live]] = []
-        self._arrivals = itertools.count()
+        self._live = LiveRequests()
+        self._reports = Reports()
+        self._in_flight: deque[StepInFlight] = deque()
         self._counts = _Counts()
         self._landed_s = 0.0
         self._pending: list[Update] = []
@@ -164,14 +129,9 @@ class Engine:
                 for added in range(index):
                     self._scheduler.abort(completions[added].request_id)
                 raise
-        live = self._live[request.request_id] = _Live(completions)
+        self._live.add(request.request_id, completions, deadline_s=request.deadline_s)
         if request.params.prompt_logprobs is not None:
-            self._prompt_scores.begin(completions[0])
-        for index, completion in completions.items():
-            self._owners[completion] = (request.request_id, index)
-        if request.deadline_s is not None:
-            due_s = time.monotonic() + request.deadline_s
-            heapq.heappush(self._deadlines, (due_s, next(self._arrivals), request.request_id, live))
+            self._reports.begin(completions[0])
         self._counts.prompt_tokens += len(request.prompt_ids)
 
     def abort(self, request_id: str, index: int | None = None, *, error: str | None = None) -> None:
@@ -180,11 +140,9 @@ class Engine:
         Each ended completion brings an update with finish reason "abort". Unknown ids are left alone: the request may
         just have finished.
         """
-        live = self._live.get(request_id)
-        if live is None:
-            return
-        for which in list(live.completions) if index is None else [index]:
-            completion = live.completions.get(which)
+        live = self._live.completions(request_id)
+        for which in list(live) if index is None else [index]:
+            completion = live.get(which)
             if completion is not None:
                 self._scheduler.abort(completion.request_id)
                 self._end(completion)
@@ -196,7 +154,8 @@ class Engine:
         Raises:
             DeviceLost: the device is gone; the engine cannot go on.
         """
-        self._end_overdue()
+        for request_id in self._live.overdue():
+            self.abort(request_id, error="the request ran past its time limit")
         if self._scheduler.held:
             self._release_ready()
         started = time.perf_counter()
@@ -260,6 +219,10 @@ class Engine:
             pages_cached=scheduler.pages_cached,
             pages_used=scheduler.pages_used,
             preemptions=scheduler.preemptions,
+            held=scheduler.held,
+            awaiting_pages=scheduler.awaiting_pages,
+            held_for_masks=scheduler.held_for_masks,
+            held_for_pages=scheduler.held_for_pages,
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             prefix_query_tokens=scheduler.prefix_queried_tokens,
             steps=counts.steps,
@@ -290,7 +253,9 @@ class Engine:
         if batch.features.masks:
             sampled = [row for row in schedule.rows if row.samples]
             batch.masks = self._masks.masks_of(
-                sampled, self._newest_tokens, lambda request: self._scheduler.sit_out(schedule, request)
+                sampled,
+                newest=lambda: newest_tokens(self._in_flight),
+                sit_out=lambda request: self._scheduler.sit_out(schedule, request),
             )
             for row in sampled:
                 if row.request.matcher is not None and row.request.matcher.pace.waits:
@@ -305,9 +270,9 @@ class Engine:
             # that a later step of the same requests would write into pages of others.
             self._fail(schedule, error, self._pending)
             return
-        self._in_flight.append(_InFlight(schedule, ticket, launched, batch.features.masks))
+        self._in_flight.append(StepInFlight(schedule, ticket, launched, batch.features.masks))
 
-    def _land(self, step: _InFlight, updates: list[Update]) -> None:
+    def _land(self, step: StepInFlight, updates: list[Update]) -> None:
         try:
             output = step.wait()
         except OutOfMemory as error:
@@ -318,16 +283,9 @@ class Engine:
             now = time.perf_counter()
             self._counts.step_s += now - max(step.launched_s, self._landed_s)
             self._landed_s = now
-        schedule = step.schedule
-        if output.prompt_logprobs is not None:
-            self._prompt_scores.take(schedule.rows, output)
-        if output.pooled is not None:
-            self._sums.take(schedule, output.pooled)
-        owners, counts = self._owners, self._counts
-        places: dict[Request, int] = {}
-        if output.logprobs is not None:
-            sampled = (row.request for row in schedule.rows if row.samples)
-            places = {request: place for place, request in enumerate(sampled)}
+        schedule, counts, reports, owners = step.schedule, self._counts, self._reports, self._live.owners
+        reports.take(schedule, output)
+        places = {} if output.logprobs is None else step.places()
         if step.masked:
             self._masks.land((request, token) for request, token in step.tokens(output) if request.matcher is not None)
         for landed in self._scheduler.land(schedule, output.token_ids.tolist() if schedule.num_samples else []):
@@ -335,42 +293,20 @@ class Engine:
             owner = owners.get(request)
             if owner is None:
                 continue
-            request_id, index = owner
             counts.generated_tokens += len(token_ids)
             if reason is None and not request.reports_scores:
-                cached = request.num_cached_tokens
+                request_id, index = owner
                 updates.append(
                     Update(
                         request_id=request_id,
                         index=index,
                         token_ids=token_ids,
-                        num_cached_tokens=cached,
+                        num_cached_tokens=request.num_cached_tokens,
                         queued_s=request.queued_s,
                     )
                 )
                 continue
-            logprobs = None
-            if request.params.logprobs is not None and request in places:
-                logprobs = token_logprobs(output, places[request], request.params.logprobs, len(token_ids))
-            prompt_logprobs = self._prompt_scores.end(request) if token_ids else None
-            # A grammar that has ended has no token of its own for it.
-            stopped = reason is FinishReason.STOP and bool(token_ids) and token_ids[-1] in request.eos_ids
-            failure = request.matcher.failure if request.matcher is not None else None
-            updates.append(
-                Update(
-                    request_id=request_id,
-                    index=index,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    prompt_logprobs=prompt_logprobs,
-                    finish_reason=None if reason is None else reason.value,
-                    stop_token_id=token_ids[-1] if stopped else None,
-                    num_cached_tokens=request.num_cached_tokens,
-                    queued_s=request.queued_s,
-                    error=failure if reason is FinishReason.ERROR else None,
-                    embedding=None if request.pooling is None else self._sums.end(request),
-                )
-            )
+            updates.append(reports.report(owner, landed, output, places.get(request, -1)))
             if reason is not None:
                 self._conclude(request, reason)
 
@@ -380,38 +316,15 @@ class Engine:
             if request.in_flight or not self._masks.is_ready(request):
                 continue
             reason = self._scheduler.release(request)
-            if reason is None:
-                continue
-            request_id, index = self._owners[request]
-            failed = reason is FinishReason.ERROR
-            self._pending.append(
-                Update(
-                    request_id=request_id,
-                    index=index,
-                    finish_reason=reason.value,
-                    num_cached_tokens=request.num_cached_tokens,
-                    queued_s=request.queued_s,
-                    error=request.matcher.failure if failed and request.matcher is not None else None,
-                )
-            )
-            self._conclude(request, reason)
-
-    def _newest_tokens(self) -> dict[Request, int]:
-        """What the steps in flight sampled, once they have. One that ran out of memory brings nothing: it will fail."""
-        newest: dict[Request, int] = {}
-        for step in self._in_flight:
-            try:
-                output = step.wait()
-            except OutOfMemory:
-                continue
-            newest.update(step.tokens(output))
-        return newest
+            if reason is not None:
+                self._pending.append(self._reports.report(self._live.owners[request], Landed(request, [], reason)))
+                self._conclude(request, reason)
 
     def _fail(self, schedule: Schedule, error: DrivetrainError, updates: list[Update]) -> None:
         """A step had no memory or is not served: the request with the most tokens fails, others are computed again."""
         blamed = max(schedule.rows, key=lambda row: row.num_tokens).request
         for failed in self._scheduler.fail(schedule, blamed):
-            owner = self._owners.get(failed)
+            owner = self._live.owners.get(failed)
             if owner is not None:
                 request_id, index = owner
                 updates.append(Update(request_id=request_id, index=index, finish_reason="error", error=str(error)))
@@ -425,17 +338,5 @@ class Engine:
         self._end(request)
 
     def _end(self, request: Request) -> None:
-        request_id, index = self._owners.pop(request)
-        live = self._live[request_id]
-        del live.completions[index]
-        self._prompt_scores.end(request)
-        self._sums.forget(request)
-        if not live.completions:
-            del self._live[request_id]
-
-    def _end_overdue(self) -> None:
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, request_id, live = heapq.heappop(self._deadlines)
-            if self._live.get(request_id) is live:  # not a later request under the same id
-                self.abort(request_id, error="the request ran past its time limit")
+        self._live.remove(request)
+        self._reports.forget(request)

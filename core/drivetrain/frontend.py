@@ -9,19 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from drivetrain.answer_text import Abort, AnswerText
 from drivetrain.chat_template import ChatTemplate
 from drivetrain.client import EngineClient
 from drivetrain.completion_text import CompletionText, TextDelta
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config
-from drivetrain.conversation import Chat, Json, Message
+from drivetrain.conversation import Chat
 from drivetrain.dialects.choose import Dialect, choose_dialect
 from drivetrain.dialects.turn import Turns
-from drivetrain.errors import ConfigError, EngineError, PromptTooLong, RequestError, RequestFailed, TemplateError
+from drivetrain.errors import ConfigError, EngineError, RequestError, RequestFailed, TemplateError
 from drivetrain.generation_defaults import GenerationDefaults
 from drivetrain.grammar import Grammar
 from drivetrain.grammar.checker import GrammarChecker
-from drivetrain.messages import EngineInfo, GenerateRequest, Update
+from drivetrain.messages import EngineInfo, GenerateRequest
+from drivetrain.model_limits import check_answer_fits, check_input_fits, check_token_ids
 from drivetrain.model_store import resolve_model
 from drivetrain.pooling import EMBEDDING_PARAMS, check_dimensions, check_embeds, embedding_of
 from drivetrain.sampling import SamplingParams
@@ -128,11 +130,8 @@ class Frontend:
         """
         text = isinstance(prompt, str)
         ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if text else list(prompt)
-        vocab_size = self.info.vocab_size
         # A tokenizer may know tokens that the model's embedding has no row for.
-        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-            wrong = next(i for i in ids if not 0 <= i < vocab_size)
-            raise RequestError(f"prompt: token ids are 0 to {vocab_size - 1}, got {wrong}", param="prompt")
+        check_token_ids("prompt", ids, self.info.vocab_size)
         if not ids and not allow_empty:
             raise RequestError("prompt: it has no tokens; send at least one", param="prompt")
         return ids
@@ -173,7 +172,8 @@ class Frontend:
                 return self.encode_chat(prompt, add_special_tokens=add_special_tokens)
             return self.encode(prompt, add_special_tokens=add_special_tokens, allow_empty=allow_empty)
 
-        return work() if _size(prompt) <= INLINE_CHARS else await asyncio.to_thread(work)
+        size = prompt.num_chars if isinstance(prompt, Chat) else len(prompt) if isinstance(prompt, str) else 0
+        return work() if size <= INLINE_CHARS else await asyncio.to_thread(work)
 
     def request(
         self,
@@ -192,18 +192,9 @@ class Frontend:
             RequestError: a token id of `stop_token_ids` or `logit_bias` is not in the vocabulary.
         """
         info = self.info
-        wanted = 1 if params.max_tokens is None else params.max_tokens
-        if len(prompt_ids) + wanted > info.max_model_len:
-            answer = "an answer" if params.max_tokens is None else f"max_tokens of {params.max_tokens}"
-            raise PromptTooLong(
-                f"the context has {info.max_model_len} tokens; {len(prompt_ids)} of the prompt and {answer} do not fit;"
-                " shorten the prompt or lower max_tokens",
-                param="max_tokens" if len(prompt_ids) < info.max_model_len else "prompt",
-            )
-        for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
-            wrong = next((i for i in ids if i >= info.vocab_size), None)
-            if wrong is not None:
-                raise RequestError(f"{name}: token ids are 0 to {info.vocab_size - 1}, got {wrong}", param=name)
+        check_answer_fits(info, len(prompt_ids), params.max_tokens)
+        check_token_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
+        check_token_ids("logit_bias", params.logit_bias, info.vocab_size)
         return GenerateRequest(
             request_id=request_id,
             prompt_ids=prompt_ids,
@@ -233,11 +224,7 @@ class Frontend:
         info = self.info
         check_embeds(info)
         check_dimensions(dimensions, info.embedding_size, info.embedding_dimensions)
-        if len(prompt_ids) > info.max_model_len:
-            raise PromptTooLong(
-                f"the context has {info.max_model_len} tokens, the input has {len(prompt_ids)}; shorten it",
-                param="input",
-            )
+        check_input_fits(info, len(prompt_ids))
         return GenerateRequest(
             request_id=request_id,
             prompt_ids=prompt_ids,
@@ -255,9 +242,7 @@ class Frontend:
             RequestFailed: the engine failed or aborted the request.
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
-        engine = self.engine
-        assert isinstance(engine, EngineClient), "an engine in this process is stepped, not streamed from"
-        async with aclosing(engine.generate(request)) as updates:
+        async with aclosing(self.client.generate(request)) as updates:
             async for batch in updates:
                 for update in batch:
                     if (vector := embedding_of(update)) is not None:
@@ -275,6 +260,17 @@ class Frontend:
         """The text state of one completion of a prompt, as `turns` needs it; None needs nothing."""
         shown, watch = (frozenset[int](), None) if turns is None else (turns.shown, turns.watch())
         return CompletionText(index, params, self.tokenizer, prompt_ids, shown=shown, watch=watch)
+
+    def answer_text(self, request: GenerateRequest, abort: Abort, *, turns: Turns | None = None) -> AnswerText:
+        """The text state of a whole answer.
+
+        Args:
+            abort: ends completions whose text has ended.
+            turns: how the text will be read, if not as it is.
+        """
+        params, prompt_ids = request.params, request.prompt_ids
+        texts = [self.completion_text(index, params, prompt_ids, turns=turns) for index in range(params.n)]
+        return AnswerText(request.request_id, texts, abort)
 
     async def check_grammar(self, grammar: Grammar, owner: str = "") -> None:
         """Refuse a grammar that cannot be compiled within limits, before it comes to the engine.
@@ -309,7 +305,7 @@ class Frontend:
             Overloaded, RequestError, EngineDead: as `EngineClient.generate`.
         """
         engine = self.client
-        answer = AnswerText(self, request, turns=turns)
+        answer = self.answer_text(request, engine.abort, turns=turns)
         async with aclosing(engine.generate(request)) as updates:
             async for batch in updates:
                 if deltas := answer.push(batch):
@@ -328,51 +324,6 @@ class Frontend:
                 if ids and max(ids) < vocab_size and ids not in found:
                     found.append(ids)
         return found
-
-
-class AnswerText:
-    """The text of all completions of one request as updates arrive.
-
-    Args:
-        turns: how the text will be read, if not as it is.
-
-    Attributes:
-        completions: by index.
-        num_live: completions that have not ended.
-    """
-
-    __slots__ = ("_engine", "_request_id", "completions", "num_live")
-
-    def __init__(self, frontend: Frontend, request: GenerateRequest, *, turns: Turns | None = None) -> None:
-        self._engine = frontend.client
-        self._request_id = request.request_id
-        params = request.params
-        self.completions = [
-            frontend.completion_text(index, params, request.prompt_ids, turns=turns) for index in range(params.n)
-        ]
-        self.num_live = params.n
-
-    def push(self, updates: Sequence[Update]) -> list[TextDelta]:
-        """Take updates in: one delta a completion for all of them. A completion that a stop string ended is aborted.
-
-        Raises:
-            RequestFailed: the engine failed or aborted a completion.
-        """
-        deltas: dict[int, TextDelta] = {}
-        for update in updates:
-            text = self.completions[update.index]
-            if text.finish_reason is not None:
-                continue
-            delta = text.push(update)
-            if delta.finish_reason in ("error", "abort"):
-                raise RequestFailed(update.error or "the engine aborted this request before it finished")
-            if delta.finish_reason is not None:
-                self.num_live -= 1
-                if update.finish_reason is None and self.num_live:
-                    self._engine.abort(self._request_id, update.index)
-            earlier = deltas.get(update.index)
-            deltas[update.index] = delta if earlier is None else earlier.followed_by(delta)
-        return list(deltas.values())
 
 
 def load_frontend(config: EngineConfig, engine: Informed) -> Frontend:
@@ -417,18 +368,3 @@ def _chat_template(tokenizer: Tokenizer, override: str | None) -> ChatTemplate |
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"chat_template: cannot read {override}: {error}; give a Jinja file") from error
     return ChatTemplate.from_tokenizer(tokenizer, source)
-
-
-def _size(prompt: str | Sequence[int] | Chat) -> int:
-    """Characters to be tokenized, roughly."""
-    if isinstance(prompt, Chat):
-        return sum(_text_size(each) for each in (*prompt.messages, *prompt.tools))
-    return len(prompt) if isinstance(prompt, str) else 0
-
-
-def _text_size(value: Json | Message) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_text_size(part) for part in value.values())
-    return sum(_text_size(part) for part in value) if isinstance(value, list) else 0

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from drivetrain.config import EngineConfig
-from drivetrain.errors import ConfigError, Overloaded, RequestError, RequestFailed
-from drivetrain.messages import EngineInfo, EngineStats, FinishReasonName, GenerateRequest, TokenLogprob, Update
+from drivetrain.errors import ConfigError, Overloaded, RequestError
+from drivetrain.messages import EngineInfo, EngineStats, GenerateRequest, Update
+from drivetrain.outputs import Completion, EmbeddingOutput, RequestOutput
 from drivetrain.phases import OnPhase
 from drivetrain.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from drivetrain.completion_text import CompletionText, TextDelta
+    from drivetrain.answer_text import AnswerText
     from drivetrain.conversation import ToolUse
-    from drivetrain.dialects.turn import Message as Answer
     from drivetrain.dialects.turn import Turns
     from drivetrain.tokenizer import Tokenizer
-    from drivetrain_plugins.contract.batch import Float32Array
 
 _log = logging.getLogger(__name__)
 
@@ -28,94 +27,13 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
 
-@dataclass(slots=True, kw_only=True)
-class Completion:
-    """One answer to a prompt.
-
-    Attributes:
-        text: all that was generated, in a chat with the model's markers of reasoning and calls.
-        stop_reason: the stop string or stop token id that ended it; None for an end token of the model.
-        logprobs: one entry a token, where asked for.
-        message: in a chat, the text told apart: `content`, `reasoning` and `tool_calls`.
-    """
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list[int])
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: FinishReasonName | None = None
-    stop_reason: int | str | None = None
-    message: Answer | None = None
-
-    def add(self, delta: TextDelta) -> None:
-        """Take what became known since the last delta in."""
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        if delta.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + delta.logprobs
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestOutput:
-    """A prompt and its answers.
-
-    Attributes:
-        prompt: the text, or None if token ids came.
-        prompt_logprobs: one entry a prompt token (None for the first), where asked for.
-        num_cached_tokens: prompt tokens taken from the prefix cache.
-    """
-
-    prompt: str | None
-    prompt_ids: list[int]
-    completions: list[Completion]
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    num_cached_tokens: int = 0
-
-    @property
-    def text(self) -> str:
-        """The first answer's text."""
-        return self.completions[0].text
-
-    @property
-    def message(self) -> Answer:
-        """The first answer's content, reasoning and calls, in a chat.
-
-        Raises:
-            RequestError: it is an answer to a prompt, which has its `text` alone.
-        """
-        message = self.completions[0].message
-        if message is None:
-            raise RequestError("message: only answers of a chat are messages; this is one to a prompt, read its text")
-        return message
-
-
-@dataclass(slots=True, kw_only=True)
-class EmbeddingOutput:
-    """A prompt and its embedding.
-
-    Attributes:
-        vector: float32 (D,).
-        num_cached_tokens: prompt tokens taken from the prefix cache.
-    """
-
-    prompt_ids: list[int]
-    vector: Float32Array
-    num_cached_tokens: int = 0
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """A prompt on its way."""
+    """A prompt on its way, and how its answers are read, if not as they are."""
 
     output: RequestOutput
-    texts: list[CompletionText]
     params: SamplingParams
     turns: Turns | None = None
-
-    @property
-    def finished(self) -> bool:
-        return all(text.finish_reason is not None for text in self.texts)
 
 
 class LLM:
@@ -317,9 +235,7 @@ class LLM:
         if form is not None and reply.calls is not None:
             raise RequestError("grammar: the tools demand a form of the answer already; leave one out", param="grammar")
         params = replace(params, grammar=reply.calls or reply.form)
-        job = self._job(reply.prompt_ids, params, reply.turns)
-        job.turns = reply.turns
-        return job
+        return self._job(reply.prompt_ids, params, reply.turns)
 
     def _job(self, prompt: Prompt, params: SamplingParams, turns: Turns | None = None) -> _Job:
         prompt_ids = self._frontend.encode(prompt)
@@ -328,15 +244,27 @@ class LLM:
             prompt_ids=prompt_ids,
             completions=[Completion(index=index) for index in range(params.n)],
         )
-        texts = [self._frontend.completion_text(index, params, prompt_ids, turns=turns) for index in range(params.n)]
-        return _Job(output, texts, params)
+        return _Job(output=output, params=params, turns=turns)
 
     def _run(self, jobs: list[_Job], progress: bool) -> list[RequestOutput]:
-        by_id = {self._new_id(): job for job in jobs}
-        requests = [
-            self._frontend.request(request_id, job.output.prompt_ids, job.params) for request_id, job in by_id.items()
-        ]
-        self._drive(requests, lambda update: self._take(update.request_id, by_id[update.request_id], update), progress)
+        frontend, abort = self._frontend, self._engine.abort
+        answers: dict[str, tuple[RequestOutput, AnswerText]] = {}
+        requests: list[GenerateRequest] = []
+        for job in jobs:
+            request = frontend.request(self._new_id(), job.output.prompt_ids, job.params)
+            requests.append(request)
+            answers[request.request_id] = (job.output, frontend.answer_text(request, abort, turns=job.turns))
+
+        def take(update: Update) -> bool:
+            output, answer = answers[update.request_id]
+            for delta in answer.push([update]):
+                output.add(delta)
+            if answer.num_live:
+                return False
+            abort(update.request_id)  # where a stop string ended it, the engine goes on
+            return True
+
+        self._drive(requests, take, progress)
         return [job.output for job in jobs]
 
     def _drive(self, requests: Sequence[GenerateRequest], take: Callable[[Update], bool], progress: bool) -> None:
@@ -374,23 +302,6 @@ class LLM:
                     raise
                 return
             running[waiting.pop().request_id] = 0
-
-    def _take(self, request_id: str, job: _Job, update: Update) -> bool:
-        """Add an update to its job; True when the job is done."""
-        text = job.texts[update.index]
-        if text.finish_reason is not None:
-            return False
-        delta = text.push(update)
-        if delta.finish_reason in ("error", "abort"):
-            raise RequestFailed(update.error or "the engine aborted this request before it finished")
-        output = job.output
-        output.completions[update.index].add(delta)
-        output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)
-        if delta.prompt_logprobs is not None:
-            output.prompt_logprobs = delta.prompt_logprobs
-        if delta.finish_reason is not None and update.finish_reason is None:
-            self._engine.abort(request_id, update.index)
-        return job.finished
 
     def _new_id(self) -> str:
         self._num_requests += 1

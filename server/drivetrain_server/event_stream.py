@@ -17,7 +17,7 @@ import orjson
 from drivetrain.client import TokenLine
 from drivetrain.completion_text import TextDelta
 from drivetrain.errors import DrivetrainError
-from drivetrain.frontend import AnswerText, Frontend
+from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest, Update
 from drivetrain_server.answers.answer import PromptRun
 from drivetrain_server.exchange import DirectWriter, Exchange, FlowState
@@ -70,7 +70,7 @@ class EventStream:
         self._engine = frontend.client
         self._request = request
         self._course = course
-        self._text = AnswerText(frontend, request, turns=course.prompt.turns)
+        self._text = frontend.answer_text(request, self._engine.abort, turns=course.prompt.turns)
         self._lanes = [_Lane(self, index, course) for index in range(request.params.n)]
         self._direct: DirectWriter | None = None
         self._backlog: list[Update] = []

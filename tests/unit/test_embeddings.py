@@ -193,7 +193,7 @@ def test_an_aborted_embedding_leaves_nothing() -> None:
     assert updates[0].embedding is None
     assert engine.stats().pages_used == 0
     assert not engine.has_work
-    assert engine._sums._sums == {}, "what landed of it is forgotten"
+    assert engine._reports._sums._sums == {}, "what landed of it is forgotten"
 
 
 def test_a_prompt_may_fill_the_whole_context() -> None:

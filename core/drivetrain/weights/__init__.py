@@ -6,6 +6,8 @@ gguf            tensors of a GGUF file, under Hugging Face names and shapes
 gguf_header     the checked header
 gguf_dequantize quantized blocks to float
 gguf_names      tensor names and layouts by architecture
+gguf_metadata   typed look-ups in the metadata
+gguf_rotary     metadata of rotary scaling to its configuration
 gguf_config     metadata to a Hugging Face style configuration
 dummy           fast random weights for benchmarks
 """

@@ -6,57 +6,15 @@ filled in here; what neither says is an error, never a guess.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from drivetrain.errors import UnsupportedModel, WeightError
+from drivetrain.errors import UnsupportedModel
 from drivetrain.weights.gguf_header import GGUFHeader
+from drivetrain.weights.gguf_metadata import GGUFMetadata
+from drivetrain.weights.gguf_rotary import rope_scaling
 
 Config = dict[str, Any]
-
-
-class _Metadata:
-    """Typed look-ups under the architecture's prefix."""
-
-    def __init__(self, header: GGUFHeader) -> None:
-        self.header = header
-        self.architecture = header.architecture
-
-    def fail(self, key: str, value: object, expected: str) -> UnsupportedModel:
-        return UnsupportedModel(
-            f"{self.header.path}: {self.architecture}.{key} is {str(value)[:60]}, expected {expected}; "
-            f"convert the model again or use its safetensors folder"
-        )
-
-    def find(self, key: str) -> object:
-        return self.header.metadata.get(f"{self.architecture}.{key}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.find(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or not 0 <= value < 2**31:
-            raise self.fail(key, value, "a whole number")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.find(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.fail(key, value, "a number")
-        # The file holds 32-bit floats: 9.999999747378752e-06 was written as 1e-5.
-        return float(f"{value:.7g}")
-
-    def has(self, *tensors: str) -> bool:
-        return all(name in self.header.tensors for name in tensors)
-
-    def rows(self, tensor: str) -> int:
-        found = self.header.tensors.get(tensor)
-        if found is None or len(found.shape) != 2:
-            raise WeightError(f"{self.header.path}: no matrix {tensor!r}, which every model has; download it again")
-        return found.shape[0]
 
 
 def gguf_model_config(header: GGUFHeader) -> Config:
@@ -66,7 +24,7 @@ def gguf_model_config(header: GGUFHeader) -> Config:
         UnsupportedModel: an architecture or variant that is not served, or metadata of the wrong type.
         WeightError: no embedding matrix.
     """
-    metadata = _Metadata(header)
+    metadata = GGUFMetadata(header)
     build = _BUILDERS.get(metadata.architecture)
     if build is None:
         raise UnsupportedModel(
@@ -87,7 +45,7 @@ def gguf_model_config(header: GGUFHeader) -> Config:
     return config
 
 
-def _decoder(metadata: _Metadata, model_type: str, class_name: str, activation: str) -> Config:
+def _decoder(metadata: GGUFMetadata, model_type: str, class_name: str, activation: str) -> Config:
     """Fields that all the Llama-like families share."""
     heads = metadata.integer("attention.head_count")
     hidden = metadata.integer("embedding_length")
@@ -114,72 +72,13 @@ def _decoder(metadata: _Metadata, model_type: str, class_name: str, activation: 
         config["rms_norm_eps"] = metadata.number("attention.layer_norm_rms_epsilon")
     else:
         config["layer_norm_eps"] = metadata.number("attention.layer_norm_epsilon")
-    scaling = _rope_scaling(metadata, config)
+    scaling = rope_scaling(metadata, base=config["rope_theta"], head_dim=head_dim)
     if scaling:
         config["rope_scaling"] = scaling
     return config
 
 
-def _rope_scaling(metadata: _Metadata, config: Config) -> Config | None:
-    if metadata.has("rope_freqs.weight"):
-        return _llama3_scaling(metadata, config)
-    kind = metadata.find("rope.scaling.type")
-    if kind in (None, "none"):
-        return None
-    factor = metadata.number("rope.scaling.factor", 1.0)
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
-    if kind == "yarn":
-        scaling: Config = {"rope_type": "yarn", "factor": factor}
-        if metadata.find("rope.scaling.original_context_length") is not None:
-            scaling["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
-        return scaling
-    if kind == "longrope":
-        return None  # read from its own tensors by the families that have it
-    raise metadata.fail("rope.scaling.type", kind, "none, linear, yarn or longrope")
-
-
-def _llama3_scaling(metadata: _Metadata, config: Config) -> Config:
-    """Llama 3's scaling: the file holds its factors only, so the parameters are found and checked against them."""
-    import torch
-
-    factors = _tensor(metadata, "rope_freqs.weight")
-    base, head_dim = config["rope_theta"], config["head_dim"]
-    factor = float(f"{factors.max().item():.6g}")
-    original = metadata.integer("rope.scaling.original_context_length", 8192)
-    low, high = 1.0, 4.0
-    wavelengths = 2 * math.pi * base ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    smooth = (original / wavelengths - low) / (high - low)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    expected = torch.where(wavelengths < original / high, torch.ones_like(expected), expected)
-    expected = torch.where(wavelengths > original / low, torch.full_like(expected, factor), expected)
-    if factors.shape != expected.shape or not torch.allclose(factors.double(), expected, rtol=1e-3):
-        raise UnsupportedModel(
-            f"{metadata.header.path}: rope_freqs.weight holds rotary factors that are not Llama 3's; "
-            f"use the model's safetensors folder"
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
-
-
-def _tensor(metadata: _Metadata, name: str) -> Any:
-    """A small tensor that is configuration rather than weight."""
-    import torch
-
-    stored = metadata.header.tensors[name]
-    if stored.type_id != 0 or stored.num_bytes > 1 << 20:
-        raise WeightError(f"{metadata.header.path}: {name!r} is not a small float32 tensor; convert the model again")
-    with metadata.header.path.open("rb") as file:
-        file.seek(stored.offset)
-        return torch.frombuffer(bytearray(file.read(stored.num_bytes)), dtype=torch.float32)
-
-
-def _llama(metadata: _Metadata) -> Config:
+def _llama(metadata: GGUFMetadata) -> Config:
     config = _decoder(metadata, "llama", "LlamaForCausalLM", "silu")
     window = metadata.integer("attention.sliding_window", 0)
     if window:
@@ -187,7 +86,7 @@ def _llama(metadata: _Metadata) -> Config:
     return config
 
 
-def _granite(metadata: _Metadata) -> Config:
+def _granite(metadata: GGUFMetadata) -> Config:
     config = _decoder(metadata, "granite", "GraniteForCausalLM", "silu")
     return config | {
         "embedding_multiplier": metadata.number("embedding_scale", 1.0),
@@ -197,31 +96,31 @@ def _granite(metadata: _Metadata) -> Config:
     }
 
 
-def _qwen2(metadata: _Metadata) -> Config:
+def _qwen2(metadata: GGUFMetadata) -> Config:
     return _decoder(metadata, "qwen2", "Qwen2ForCausalLM", "silu") | {"use_sliding_window": False}
 
 
-def _qwen3(metadata: _Metadata) -> Config:
+def _qwen3(metadata: GGUFMetadata) -> Config:
     return _decoder(metadata, "qwen3", "Qwen3ForCausalLM", "silu") | {"use_sliding_window": False}
 
 
-def _gemma_base(metadata: _Metadata, model_type: str, class_name: str) -> Config:
+def _gemma_base(metadata: GGUFMetadata, model_type: str, class_name: str) -> Config:
     config = _decoder(metadata, model_type, class_name, "gelu_pytorch_tanh")
     return config | {"hidden_activation": config["hidden_act"]}
 
 
-def _gemma(metadata: _Metadata) -> Config:
+def _gemma(metadata: GGUFMetadata) -> Config:
     return _gemma_base(metadata, "gemma", "GemmaForCausalLM")
 
 
-def _gemma_query_scale(metadata: _Metadata, config: Config, layers_of_27b: int) -> int:
+def _gemma_query_scale(metadata: GGUFMetadata, config: Config, layers_of_27b: int) -> int:
     """The 27B models scale queries by width over heads, all others by the head size."""
     if config["num_hidden_layers"] == layers_of_27b:
         return config["hidden_size"] // config["num_attention_heads"]
     return config["head_dim"]
 
 
-def _gemma2(metadata: _Metadata) -> Config:
+def _gemma2(metadata: GGUFMetadata) -> Config:
     config = _gemma_base(metadata, "gemma2", "Gemma2ForCausalLM")
     return config | {
         "query_pre_attn_scalar": _gemma_query_scale(metadata, config, 46),
@@ -231,7 +130,7 @@ def _gemma2(metadata: _Metadata) -> Config:
     }
 
 
-def _gemma3(metadata: _Metadata) -> Config:
+def _gemma3(metadata: GGUFMetadata) -> Config:
     config = _gemma_base(metadata, "gemma3_text", "Gemma3ForCausalLM")
     layers = config["num_hidden_layers"]
     return config | {
@@ -244,7 +143,7 @@ def _gemma3(metadata: _Metadata) -> Config:
     }
 
 
-def _phi3(metadata: _Metadata) -> Config:
+def _phi3(metadata: GGUFMetadata) -> Config:
     config = _decoder(metadata, "phi3", "Phi3ForCausalLM", "silu")
     rotary = metadata.integer("rope.dimension_count", config["head_dim"])
     config["partial_rotary_factor"] = rotary / config["head_dim"]
@@ -256,17 +155,17 @@ def _phi3(metadata: _Metadata) -> Config:
     if metadata.has("rope_factors_long.weight", "rope_factors_short.weight"):
         config["rope_scaling"] = {
             "rope_type": "longrope",
-            "long_factor": _tensor(metadata, "rope_factors_long.weight").tolist(),
-            "short_factor": _tensor(metadata, "rope_factors_short.weight").tolist(),
+            "long_factor": metadata.numbers("rope_factors_long.weight"),
+            "short_factor": metadata.numbers("rope_factors_short.weight"),
         }
     return config
 
 
-def _olmo2(metadata: _Metadata) -> Config:
+def _olmo2(metadata: GGUFMetadata) -> Config:
     return _decoder(metadata, "olmo2", "Olmo2ForCausalLM", "silu")
 
 
-def _starcoder2(metadata: _Metadata) -> Config:
+def _starcoder2(metadata: GGUFMetadata) -> Config:
     config = _decoder(metadata, "starcoder2", "Starcoder2ForCausalLM", "gelu_pytorch_tanh")
     return config | {
         "norm_epsilon": config["layer_norm_eps"],
@@ -275,7 +174,7 @@ def _starcoder2(metadata: _Metadata) -> Config:
     }
 
 
-def _stablelm(metadata: _Metadata) -> Config:
+def _stablelm(metadata: GGUFMetadata) -> Config:
     config = _decoder(metadata, "stablelm", "StableLmForCausalLM", "silu")
     return config | {
         "use_qkv_bias": config["attention_bias"],
@@ -285,14 +184,14 @@ def _stablelm(metadata: _Metadata) -> Config:
     }
 
 
-def _command_r(metadata: _Metadata) -> Config:
+def _command_r(metadata: GGUFMetadata) -> Config:
     return _decoder(metadata, "cohere", "CohereForCausalLM", "silu") | {
         "logit_scale": metadata.number("logit_scale"),
         "use_qk_norm": False,
     }
 
 
-def _gpt2(metadata: _Metadata) -> Config:
+def _gpt2(metadata: GGUFMetadata) -> Config:
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -306,7 +205,7 @@ def _gpt2(metadata: _Metadata) -> Config:
     }
 
 
-def _falcon(metadata: _Metadata) -> Config:
+def _falcon(metadata: GGUFMetadata) -> Config:
     heads = metadata.integer("attention.head_count")
     kv_heads = metadata.integer("attention.head_count_kv", heads)
     two_norms = metadata.has("blk.0.attn_norm_2.weight")
@@ -331,7 +230,7 @@ def _falcon(metadata: _Metadata) -> Config:
     }
 
 
-def _gptneox(metadata: _Metadata) -> Config:
+def _gptneox(metadata: GGUFMetadata) -> Config:
     heads = metadata.integer("attention.head_count")
     hidden = metadata.integer("embedding_length")
     head_dim = hidden // max(heads, 1)
@@ -353,7 +252,7 @@ def _gptneox(metadata: _Metadata) -> Config:
     }
 
 
-def _bloom(metadata: _Metadata) -> Config:
+def _bloom(metadata: GGUFMetadata) -> Config:
     return {
         "model_type": "bloom",
         "architectures": ["BloomForCausalLM"],
@@ -365,7 +264,7 @@ def _bloom(metadata: _Metadata) -> Config:
     }
 
 
-def _mpt(metadata: _Metadata) -> Config:
+def _mpt(metadata: GGUFMetadata) -> Config:
     heads = metadata.integer("attention.head_count")
     hidden = metadata.integer("embedding_length")
     alibi_max = metadata.number("attention.max_alibi_bias", 0.0)
@@ -389,7 +288,7 @@ def _mpt(metadata: _Metadata) -> Config:
     }
 
 
-_BUILDERS: dict[str, Callable[[_Metadata], Config]] = {
+_BUILDERS: dict[str, Callable[[GGUFMetadata], Config]] = {
     "llama": _llama,
     "granite": _granite,
     "qwen2": _qwen2,
