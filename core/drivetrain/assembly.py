@@ -379,6 +379,7 @@ def connect(
         loaded_bytes=parameters * ITEM_BYTES[limits.dtype],
         sampling=tuple(sorted(capabilities.sampling)),
         warnings=warnings,
+        memory=plan.lines,
     )
     return Engine(
         executor=executor,

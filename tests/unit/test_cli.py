@@ -151,6 +151,23 @@ def test_unknown_command_is_refused(capsys):
     assert "serve" in err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("sevre", "Did you mean `drivetrain serve`?"),
+        ("VERSION", "Did you mean `drivetrain --version`?"),
+        ("help", "Did you mean `drivetrain --help`?"),
+        ("plan", "The word is in `drivetrain serve --help`."),
+        ("remove", "The word is in `drivetrain rm --help`."),
+        ("zzz", "`drivetrain --help` lists every command."),
+    ],
+)
+def test_word_that_is_no_command_leads_to_what_was_meant(capsys, word, meant):
+    status, _, err = run_main(capsys, word, "--port", "1")
+    assert status == 2
+    assert f"No such command '{word}'. {meant}" in err
+
+
 def test_model_as_argument_and_as_flag_contradict(capsys):
     status, _, err = run_main(capsys, "serve", "a", "--model", "b")
     assert (status, err) == (2, 'error: MODEL: got "a" beside --model b; give one of them\n')
