@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from drivetrain.devices import choose, open_device
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
+from drivetrain.memory import ITEM_BYTES, check_memory, exact_pages, named_setting, num_parameters
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model, served_name
 from drivetrain.phases import OnPhase, PhaseClock
@@ -22,7 +22,7 @@ from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
+from drivetrain_plugins.contract.model import DecoderSpec
 
 if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
     import torch
@@ -32,8 +32,6 @@ if TYPE_CHECKING:  # what imports torch is imported once the backend's environme
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-
-_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,17 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     if model.embedding is not None and not executor.pools:
         raise Unsupported(f'{backend.name} serves no embeddings; serve {model.name} without, with pooling = "none"')
     spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
-    plan = executor.load(spec, weights, limits, clock.progress)
+    if config.num_pages is not None and own is None:
+        limits = exact_pages(limits, spec, config.num_pages)
+    check_memory(config, model.name, spec, limits, device.capabilities)
+    try:
+        plan = executor.load(spec, weights, limits, clock.progress)
+    except OutOfMemory as error:
+        raise named_setting(config, error) from error
+    if config.num_pages not in (None, plan.num_pages):
+        raise OutOfMemory(
+            f"limits.num_pages: got {config.num_pages}, but {backend.name} has {plan.num_pages}; lower it"
+        )
     return connect(
         config,
         model,
@@ -267,7 +275,15 @@ def connect(
             page_size=limits.page_size,
             shared_prefixes="cascade" in capabilities.attention,
         ),
-        info=_engine_info(model, limits, plan, backend=backend, capabilities=capabilities, weight_bytes=weight_bytes),
+        info=_engine_info(
+            model,
+            limits,
+            plan,
+            backend=backend,
+            capabilities=capabilities,
+            weight_bytes=weight_bytes,
+            warnings=warnings,
+        ),
         end_ids=model.end_ids,
         overlap=overlap,
         sampling=capabilities.sampling,
@@ -284,9 +300,10 @@ def _engine_info(
     backend: str,
     capabilities: Capabilities,
     weight_bytes: int,
+    warnings: tuple[str, ...],
 ) -> EngineInfo:
     embedding, spec = model.embedding, model.spec
-    num_parameters = sum(math.prod(shape) for _, shape in weight_shapes(spec))
+    parameters = num_parameters(spec)
     return EngineInfo(
         model=model.name,
         architecture=spec.architecture,
@@ -304,7 +321,8 @@ def _engine_info(
         pooling=None if embedding is None else embedding.pooling,
         embedding_size=0 if embedding is None else spec.embedding.size or spec.hidden_size,
         embedding_dimensions=() if embedding is None else embedding.dimensions,
-        num_parameters=num_parameters,
-        loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
+        num_parameters=parameters,
+        loaded_bytes=parameters * ITEM_BYTES[limits.dtype],
         sampling=tuple(sorted(capabilities.sampling)),
+        warnings=warnings,
     )

@@ -42,6 +42,7 @@ class Scheduler:
         self._next_step = 0
         self._prefill_turn = False
         self._draining = False
+        self._num_held_for_pages = 0
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,10 @@ class Scheduler:
             waiting=self.num_waiting,
             steps_in_flight=len(self._in_flight),
             preemptions=self._running.num_preemptions,
+            held=len(self._running.held),
+            awaiting_pages=self.num_waiting if self._prefills.lacks_pages else 0,
+            held_for_masks=self._running.num_holds,
+            held_for_pages=self._num_held_for_pages,
             pages_free=pool.num_free,
             pages_cached=pool.num_cached,
             pages_used=pool.num_used,
@@ -195,6 +200,7 @@ class Scheduler:
         """Makes a page available for `request`, by preempting whoever comes last; False when it must wait itself."""
         while not self._kv.pool.available:
             if self._running.returns_pages:
+                self._num_held_for_pages += 1
                 return False
             victim = self._running.last()
             self._running.preempt(victim, step)

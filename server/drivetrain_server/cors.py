@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from drivetrain_server.exchange import Exchange, Headers
 
 MAX_AGE_S = 600
+HEADER_NAMES = re.compile(rb"[\w-]+(, *[\w-]+)*", re.ASCII)
+EXPOSED = b"x-request-id, retry-after, x-drivetrain-ignored-fields"
 
 
 class Cors:
@@ -26,19 +29,17 @@ class Cors:
         allowed: Headers = [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
         exchange.extra_headers += allowed
         if exchange.method != "OPTIONS" or exchange.header(b"access-control-request-method") is None:
-            exchange.extra_headers.append((b"access-control-expose-headers", b"x-request-id, retry-after"))
+            exchange.extra_headers.append((b"access-control-expose-headers", EXPOSED))
             return False
-        await exchange.start(
-            204,
-            [
-                (b"access-control-allow-methods", b"GET, POST, DELETE"),
-                (
-                    b"access-control-allow-headers",
-                    b"authorization, content-type, x-api-key, x-request-id, anthropic-version, traceparent",
-                ),
-                (b"access-control-max-age", b"%d" % MAX_AGE_S),
-            ],
-        )
+        preflight: Headers = [
+            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-max-age", b"%d" % MAX_AGE_S),
+        ]
+        # Official clients send headers of their own, and more with each version. Who may ask is settled by the origin.
+        asked = exchange.header(b"access-control-request-headers")
+        if asked is not None and HEADER_NAMES.fullmatch(asked):
+            preflight.append((b"access-control-allow-headers", asked))
+        await exchange.start(204, preflight)
         await exchange.write(b"", more=False)
         return True
 

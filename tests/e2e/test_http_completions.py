@@ -105,7 +105,11 @@ def test_echo_with_logprobs_scores_prompt_and_answer(client: openai.OpenAI, stre
     assert offsets == [0, 1, 2, 3]
 
 
-def test_scoring_without_an_answer_generates_nothing_that_counts(server: RunningServer, client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("made", [120, END])
+def test_scoring_without_an_answer_generates_nothing_that_counts(
+    server: RunningServer, client: openai.OpenAI, made: int
+) -> None:
+    server.engine.script = lambda request, index: [made]
     answer = client.completions.create(model="tiny", prompt=[97, 98], echo=True, logprobs=0, max_tokens=0)
     choice = answer.choices[0]
     assert (choice.text, choice.finish_reason) == ("ab", "length")

@@ -170,3 +170,15 @@ def test_only_listed_origins_are_answered(client: httpx.Client) -> None:
     assert other.status_code == 405 and "access-control-allow-origin" not in other.headers
     plain = client.get("/version", headers={"origin": "https://page.example"})
     assert plain.headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_a_page_may_send_the_headers_of_official_clients(client: httpx.Client) -> None:
+    names = "authorization, content-type, anthropic-dangerous-direct-browser-access, x-stainless-retry-count"
+    preflight = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    asked = {"access-control-request-headers": names}
+    answer = client.options("/v1/chat/completions", headers=preflight | asked)
+    assert answer.headers["access-control-allow-headers"] == names
+    no_names = client.options("/v1/chat/completions", headers=preflight | {"access-control-request-headers": "a: b"})
+    assert no_names.status_code == 204 and "access-control-allow-headers" not in no_names.headers
+    plain = client.get("/version", headers={"origin": "https://page.example"})
+    assert "x-drivetrain-ignored-fields" in plain.headers["access-control-expose-headers"]

@@ -82,6 +82,24 @@ def test_sharing_a_cached_page_makes_it_used_again() -> None:
     assert pool.references(pages[0]) == 1
 
 
+def test_of_a_prefix_that_was_given_back_the_end_is_older_than_its_beginning() -> None:
+    pool = BlockPool(5)
+    evicted: list[int] = []
+
+    def evict(page: int) -> None:
+        evicted.append(page)
+        pool.unpublish(page)
+
+    pool.on_evict(evict)
+    pages = pool.take(4)
+    for page in pages:
+        pool.publish(page)
+    pool.release(pages[2:])
+    pool.release(pages[:2])
+    pool.take(4)
+    assert evicted == [4, 3, 2, 1]
+
+
 def test_the_states_always_add_up() -> None:
     rng = random.Random(3)
     pool = BlockPool(30)

@@ -120,7 +120,7 @@ def test_recorded_steps_with_masks_give_the_answers_of_the_plain_engine(seed: in
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_steps_that_fail_leave_other_grammars_where_they_were(overlap: bool) -> None:
-    """A lost step takes back the token that its masks had followed."""
+    """Requests of a lost step fail; the masks of all others still follow what they have said."""
     expected = plain_answers(5, 12)
     engine = grammar_engine(overlap=overlap, step_tokens=24, pages=60)
     execute, rng = engine._executor.execute, random.Random(5)
@@ -188,6 +188,8 @@ def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_mas
         assert (stats.pages_used, stats.failed) == (0, 0)
         preemptions += stats.preemptions
         assert slow_masks["held"] > 0
+        assert stats.held_for_masks >= slow_masks["void"] + slow_masks["void, penalized"]
+        assert stats.held_for_masks > 0 and stats.held == 0
         assert overlap or not slow_masks["void"]
         void.update({name: count for name, count in slow_masks.items() if name != "held"})
     assert min(preemptions, void["void"], void["void, penalized"]) > 0
