@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from drivetrain.config_files import load_generation_config, load_model_config
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
+from drivetrain.memory import ITEM_BYTES, check_memory, exact_pages, named_setting, num_parameters
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model, served_name
 from drivetrain.phases import OnPhase, PhaseClock
@@ -28,7 +28,7 @@ from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
+from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.import_string import import_object
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.spec import BackendSpec
@@ -41,8 +41,6 @@ if TYPE_CHECKING:  # what imports torch is imported once the backend's environme
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-
-_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +83,17 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     if model.embedding is not None and not executor.pools:
         raise Unsupported(f'{backend.name} serves no embeddings; serve {model.name} without, with pooling = "none"')
     spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
-    plan = executor.load(spec, weights, limits, clock.progress)
+    if config.num_pages is not None and own is None:
+        limits = exact_pages(limits, spec, config.num_pages)
+    check_memory(config, model.name, spec, limits, device.capabilities)
+    try:
+        plan = executor.load(spec, weights, limits, clock.progress)
+    except OutOfMemory as error:
+        raise named_setting(config, error) from error
+    if config.num_pages not in (None, plan.num_pages):
+        raise OutOfMemory(
+            f"limits.num_pages: got {config.num_pages}, but {backend.name} has {plan.num_pages}; lower it"
+        )
     return connect(
         config,
         model,
@@ -333,7 +341,7 @@ def connect(
         raise OutOfMemory(
             f"{plan.num_pages} KV pages of {limits.page_size} tokens hold no request; give it more memory"
         )
-    num_parameters = sum(math.prod(shape) for _, shape in weight_shapes(model.spec))
+    parameters = num_parameters(model.spec)
     scheduler = Scheduler(
         SchedulerLimits(
             max_num_rows=limits.max_num_rows,
@@ -367,8 +375,8 @@ def connect(
         pooling=None if model.embedding is None else model.embedding.pooling,
         embedding_size=0 if model.embedding is None else model.spec.embedding.size or model.spec.hidden_size,
         embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
-        num_parameters=num_parameters,
-        loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
+        num_parameters=parameters,
+        loaded_bytes=parameters * ITEM_BYTES[limits.dtype],
         sampling=tuple(sorted(capabilities.sampling)),
         warnings=warnings,
     )

@@ -11,7 +11,7 @@ import pytest
 from drivetrain.assembly import assemble
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
-from drivetrain.errors import ConfigError, RequestError, Unsupported
+from drivetrain.errors import ConfigError, OutOfMemory, RequestError, Unsupported
 from drivetrain.messages import GenerateRequest
 from drivetrain.sampling import SamplingParams
 from drivetrain_plugins.conformance.run import run_conformance
@@ -105,6 +105,15 @@ def test_engine_on_the_toy_answers_like_the_engine_on_cpu(model: Path, limits: d
     assert len(expected) > 12
     assert answers(toy, requests(12)) == expected
     toy.close()
+
+
+def test_memory_that_the_device_has_not_is_refused_by_its_setting(model: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^limits.kv_memory: got 9000TiB, but numpy has .* of memory in all, of which"
+    ):
+        engine_on("toy", model, kv_memory="9000TiB")
+    with pytest.raises(OutOfMemory, match=r"^limits.num_pages: got 1000000000, but toy has \d+; lower it$"):
+        engine_on("toy", model, num_pages=1_000_000_000)
 
 
 def test_toy_is_never_chosen_by_itself(model: Path) -> None:
