@@ -149,3 +149,9 @@ def test_model_beyond_the_toy_is_refused_before_it_loads(tmp_path: Path) -> None
 def test_options_are_refused_by_a_backend_that_takes_none(model: Path) -> None:
     with pytest.raises(ConfigError, match="takes no options"):
         engine_on("toy", model, backend_options={"toy": {"speed": 9}})
+
+
+def test_an_engine_tells_of_settings_that_have_no_effect(model: Path) -> None:
+    (warning,) = engine_on("toy", model, backend_options={"tooy": {"speed": 9}}).info.warnings
+    assert "tooy" in warning
+    assert engine_on("toy", model).info.warnings == ()
