@@ -23,8 +23,8 @@ from device_parts.random_model import (
     mixed_requests,
 )
 from device_parts.settings import ROOT, Record, Settings
-from drivetrain.assembly import choose, open_device
 from drivetrain.config import EngineConfig
+from drivetrain.devices import choose, open_device
 from drivetrain.engine import Engine
 from drivetrain.llm import LLM
 from drivetrain.messages import GenerateRequest, Update

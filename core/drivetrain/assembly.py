@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import math
-import os
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
-from drivetrain.config.schema import suggestion
 from drivetrain.config_files import load_generation_config, load_model_config
+from drivetrain.devices import choose, open_device
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
+from drivetrain.memory import ITEM_BYTES, check_memory, exact_pages, named_setting, num_parameters
 from drivetrain.messages import EngineInfo
 from drivetrain.model_store import resolve_model, served_name
 from drivetrain.phases import OnPhase, PhaseClock
@@ -28,10 +22,7 @@ from drivetrain.scheduler import Scheduler, SchedulerLimits
 from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
-from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
-from drivetrain_plugins.import_string import import_object
-from drivetrain_plugins.selection import choose_backend
-from drivetrain_plugins.spec import BackendSpec
+from drivetrain_plugins.contract.model import DecoderSpec
 
 if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
     import torch
@@ -41,8 +32,6 @@ if TYPE_CHECKING:  # what imports torch is imported once the backend's environme
     from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Weights
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-
-_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +74,17 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     if model.embedding is not None and not executor.pools:
         raise Unsupported(f'{backend.name} serves no embeddings; serve {model.name} without, with pooling = "none"')
     spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
-    plan = executor.load(spec, weights, limits, clock.progress)
+    if config.num_pages is not None and own is None:
+        limits = exact_pages(limits, spec, config.num_pages)
+    check_memory(config, model.name, spec, limits, device.capabilities)
+    try:
+        plan = executor.load(spec, weights, limits, clock.progress)
+    except OutOfMemory as error:
+        raise named_setting(config, error) from error
+    if config.num_pages not in (None, plan.num_pages):
+        raise OutOfMemory(
+            f"limits.num_pages: got {config.num_pages}, but {backend.name} has {plan.num_pages}; lower it"
+        )
     return connect(
         config,
         model,
@@ -138,89 +137,6 @@ def open_model(config: EngineConfig) -> OpenedModel:
 def tokenizer_path(config: EngineConfig, model: Path) -> Path:
     """Where the model's tokenizer is read from."""
     return model if config.tokenizer is None else Path(config.tokenizer).expanduser()
-
-
-def choose(config: EngineConfig, on_warning: Callable[[str], None] | None = None) -> BackendSpec:
-    """Choose the backend. Imports nothing of it.
-
-    Args:
-        on_warning: told of each setting about backends that has no effect here.
-
-    Raises:
-        BackendError: none can serve, or the one asked for cannot.
-    """
-    spec = choose_backend(
-        config.backend,
-        blocked=config.blocked_backends,
-        configured=config.backend_options,
-        on_found=_import_torch_ahead,
-        on_warning=on_warning,
-    ).spec
-    assert spec is not None, "a selected backend has a spec"
-    return spec
-
-
-def _import_torch_ahead(found: Sequence[BackendSpec]) -> None:
-    """Import torch while backends are probed, which takes seconds.
-
-    Its libraries read the environment only when they are loaded. So that of every backend that may be chosen is set
-    before; where two contradict each other, torch is imported once the choice is made.
-    """
-    wanted: dict[str, str] = {}
-    for spec in found:
-        if any(wanted.setdefault(name, value) != value for name, value in spec.environment.items()):
-            return
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    # No daemon: libraries must not be loaded while a process that found no backend ends.
-    threading.Thread(target=importlib.import_module, args=("torch",), name="import torch").start()
-
-
-def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
-    """Open the device of a chosen backend, in the environment that it asks for.
-
-    Raises:
-        BackendError: it cannot be opened.
-        ConfigError: the backend refuses its options.
-    """
-    for name, value in spec.environment.items():
-        os.environ.setdefault(name, value)
-    from drivetrain_plugins.contract.backend import Backend, RankInfo
-
-    options = _checked_options(config, spec)
-    made = import_object(spec.backend)
-    if not isinstance(made, type) or not issubclass(made, Backend):
-        raise Unsupported(f"backend {spec.name!r}: {spec.backend} is {made!r}, expected a subclass of Backend")
-    return made().open(RankInfo(), options)
-
-
-def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:
-    table = dict(config.options_of(spec.name))
-    if spec.options is None:
-        if table:
-            raise ConfigError(f"backend_options.{spec.name}: got {sorted(table)}, but this backend takes no options")
-        return {}
-    schema: Any = import_object(spec.options)
-    try:
-        return msgspec.to_builtins(msgspec.convert(table, schema))
-    except msgspec.ValidationError as error:
-        raise ConfigError(_refused_options(spec.name, table, schema, str(error))) from error
-
-
-def _refused_options(backend: str, table: dict[str, Any], schema: Any, said: str) -> str:
-    """What is wrong with a table, by the option's name; `said` is msgspec's own message."""
-    if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
-        known = [option.encode_name for option in msgspec.structs.fields(schema)]
-        for name in table:
-            if name not in known:
-                near = suggestion(name, known) or f"; known are {', '.join(known)}"
-                return f'backend_options.{backend}: unknown option "{name}"{near}'
-    reason, _, place = said.partition(" - at `$.")
-    option = place.rstrip("`")
-    if option not in table:
-        return f"backend_options.{backend}: {said}"
-    expected = reason[:1].lower() + reason[1:]
-    return f"backend_options.{backend}.{option}: got {table[option]!r}; {expected}"
 
 
 def _model_runner(device: Device) -> Executor:
@@ -333,58 +249,80 @@ def connect(
         raise OutOfMemory(
             f"{plan.num_pages} KV pages of {limits.page_size} tokens hold no request; give it more memory"
         )
-    num_parameters = sum(math.prod(shape) for _, shape in weight_shapes(model.spec))
-    scheduler = Scheduler(
-        SchedulerLimits(
-            max_num_rows=limits.max_num_rows,
-            max_step_tokens=limits.max_step_tokens,
-            max_model_len=max_model_len,
-            page_size=limits.page_size,
-            num_pages=plan.num_pages,
-            max_waiting=config.max_waiting,
-            mixed_steps=policy.mixed_steps,
-            max_prefills_per_step=policy.max_prefills_per_step,
-            max_total_pages=policy.max_total_pages,
-            chunked_prefill=config.chunked_prefill,
-            prefix_cache=config.prefix_cache,
-            overlap=int(capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"),
-        )
-    )
-    info = EngineInfo(
-        model=model.name,
-        architecture=model.spec.architecture,
-        backend=backend,
-        device=capabilities.device_name,
-        dtype=limits.dtype,
-        vocab_size=model.spec.vocab_size,
-        max_model_len=max_model_len,
-        num_pages=plan.num_pages,
-        page_size=limits.page_size,
-        max_num_rows=limits.max_num_rows,
-        max_step_tokens=limits.max_step_tokens,
-        kv_bytes=plan.kv_bytes,
-        weight_bytes=weight_bytes,
-        pooling=None if model.embedding is None else model.embedding.pooling,
-        embedding_size=0 if model.embedding is None else model.spec.embedding.size or model.spec.hidden_size,
-        embedding_dimensions=() if model.embedding is None else model.embedding.dimensions,
-        num_parameters=num_parameters,
-        loaded_bytes=num_parameters * _ITEM_BYTES[limits.dtype],
-        sampling=tuple(sorted(capabilities.sampling)),
-        warnings=warnings,
-    )
+    limits = replace(limits, max_model_len=max_model_len)
+    overlap = capabilities.async_execution if config.overlap == "auto" else config.overlap == "on"
     return Engine(
         executor=executor,
-        scheduler=scheduler,
+        scheduler=Scheduler(
+            SchedulerLimits(
+                max_num_rows=limits.max_num_rows,
+                max_step_tokens=limits.max_step_tokens,
+                max_model_len=max_model_len,
+                page_size=limits.page_size,
+                num_pages=plan.num_pages,
+                max_waiting=config.max_waiting,
+                mixed_steps=policy.mixed_steps,
+                max_prefills_per_step=policy.max_prefills_per_step,
+                max_total_pages=policy.max_total_pages,
+                chunked_prefill=config.chunked_prefill,
+                prefix_cache=config.prefix_cache,
+                overlap=int(overlap),
+            )
+        ),
         builder=BatchBuilder(
             policy=policy,
             dummy_slot=limits.max_num_rows,
             page_size=limits.page_size,
             shared_prefixes="cascade" in capabilities.attention,
         ),
-        info=info,
+        info=_engine_info(
+            model,
+            limits,
+            plan,
+            backend=backend,
+            capabilities=capabilities,
+            weight_bytes=weight_bytes,
+            warnings=warnings,
+        ),
         end_ids=model.end_ids,
-        overlap=bool(scheduler.limits.overlap),
+        overlap=overlap,
         sampling=capabilities.sampling,
         grammars=grammars,
         seed=config.seed,
+    )
+
+
+def _engine_info(
+    model: OpenedModel,
+    limits: ExecutorLimits,
+    plan: MemoryPlan,
+    *,
+    backend: str,
+    capabilities: Capabilities,
+    weight_bytes: int,
+    warnings: tuple[str, ...],
+) -> EngineInfo:
+    embedding, spec = model.embedding, model.spec
+    parameters = num_parameters(spec)
+    return EngineInfo(
+        model=model.name,
+        architecture=spec.architecture,
+        backend=backend,
+        device=capabilities.device_name,
+        dtype=limits.dtype,
+        vocab_size=spec.vocab_size,
+        max_model_len=limits.max_model_len,
+        num_pages=plan.num_pages,
+        page_size=limits.page_size,
+        max_num_rows=limits.max_num_rows,
+        max_step_tokens=limits.max_step_tokens,
+        kv_bytes=plan.kv_bytes,
+        weight_bytes=weight_bytes,
+        pooling=None if embedding is None else embedding.pooling,
+        embedding_size=0 if embedding is None else spec.embedding.size or spec.hidden_size,
+        embedding_dimensions=() if embedding is None else embedding.dimensions,
+        num_parameters=parameters,
+        loaded_bytes=parameters * ITEM_BYTES[limits.dtype],
+        sampling=tuple(sorted(capabilities.sampling)),
+        warnings=warnings,
     )

@@ -190,7 +190,7 @@ def reply_to(
     if dialect.reads:
         tokenizer = frontend.tokenizer
         pieces = tokenizer.pieces_showing(shown) if skip_special_tokens else tokenizer.pieces
-    turns = Turns(reader, shown, pieces, ends=use.required and use.parallel)
+    turns = Turns(reader, shown, pieces, ends=reads_calls and (use.required or not use.parallel))
     return Reply(prompt_ids=prompt_ids, turns=turns, calls=calls, form=form)
 
 

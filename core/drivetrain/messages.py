@@ -123,7 +123,8 @@ class EngineInfo:
 class EngineStats:
     """Gauges and counters since the start. Tokens and pages are counts; times are seconds.
 
-    `pages_free + pages_cached + pages_used == pages_total` always holds.
+    `pages_free + pages_cached + pages_used == pages_total` always holds. `held` and what follows is told in
+    `SchedulerStats`.
     """
 
     running: int = 0
@@ -138,6 +139,10 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
     preemptions: int = 0
+    held: int = 0
+    awaiting_pages: int = 0
+    held_for_masks: int = 0
+    held_for_pages: int = 0
     finished: int = 0
     failed: int = 0
     step_s: float = 0.0

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from drivetrain.errors import Draining, Overloaded, PromptTooLong, RequestError
+from drivetrain.errors import Draining, Overloaded, RequestError
 from drivetrain.kv.request_pages import RequestPages
-from drivetrain.request import MAX_PRIORITY, FinishReason, Request, Status
+from drivetrain.request import FinishReason, Request, Status
+from drivetrain.scheduling.admission import check_fork, length_limit
 from drivetrain.scheduling.limits import SchedulerLimits
 from drivetrain.scheduling.prefill import PrefillPlanner
 from drivetrain.scheduling.running import RunningSet
@@ -41,6 +42,7 @@ class Scheduler:
         self._next_step = 0
         self._prefill_turn = False
         self._draining = False
+        self._num_held_for_pages = 0
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -126,6 +128,10 @@ class Scheduler:
             waiting=self.num_waiting,
             steps_in_flight=len(self._in_flight),
             preemptions=self._running.num_preemptions,
+            held=len(self._running.held),
+            awaiting_pages=self.num_waiting if self._prefills.lacks_pages else 0,
+            held_for_masks=self._running.num_holds,
+            held_for_pages=self._num_held_for_pages,
             pages_free=pool.num_free,
             pages_cached=pool.num_cached,
             pages_used=pool.num_used,
@@ -135,59 +141,15 @@ class Scheduler:
         )
 
     def _check(self, request: Request) -> None:
-        limits = self.limits
         if request.request_id in self._requests:
             raise RequestError(f"request_id: {request.request_id!r} is running already", param="request_id")
-        if request.num_prompt == 0:
-            raise RequestError("prompt: expected at least one token, got none", param="prompt")
-        if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
-            raise RequestError(
-                f"priority: expected {-MAX_PRIORITY} to {MAX_PRIORITY}, got {request.priority}", param="priority"
-            )
-        most = min(request.max_total, limits.max_model_len)
-        if request.pooling is not None:
-            self._check_pooled(request, most)
-            return
-        if request.num_prompt >= most:
-            raise PromptTooLong(
-                f"prompt: {request.num_prompt} tokens leave no room for an answer in a context of {most} tokens; "
-                "shorten it",
-                param="prompt",
-            )
-        max_tokens = request.params.max_tokens
-        request.length_limit = most if max_tokens is None else min(most, request.num_prompt + max_tokens)
-        # The KV of the very last token is never needed.
-        pages = self._kv.pages_for(request.length_limit - 1)
-        if pages > self._kv.pool.total:
-            raise RequestError(
-                f"max_tokens: {request.num_prompt} prompt tokens and up to "
-                f"{request.length_limit - request.num_prompt} more need {pages} KV pages of {limits.page_size} "
-                f"tokens, the cache has {self._kv.pool.total}; lower max_tokens or give the cache more memory",
-                param="max_tokens",
-            )
+        request.length_limit = length_limit(request, self.limits)
         parent = request.parent
         if parent is None:
             return
         if parent.status is not Status.FINISHED and self._requests.get(parent.request_id) is not parent:
             raise RequestError(f"parent: {parent.request_id!r} was never added; add it first", param="n")
-        same = request.prompt_ids is parent.prompt_ids or request.prompt_ids == parent.prompt_ids
-        if not same or request.salt != parent.salt:
-            raise RequestError(f"parent: {parent.request_id!r} has another prompt or salt", param="n")
-
-    def _check_pooled(self, request: Request, most: int) -> None:
-        """As `_check`, for a request that ends with its prompt."""
-        if request.num_prompt > most:
-            raise PromptTooLong(
-                f"prompt: {request.num_prompt} tokens are more than the context of {most}; shorten it", param="prompt"
-            )
-        request.length_limit = request.num_prompt + 1
-        pages = self._kv.pages_for(request.num_prompt)
-        if pages > self._kv.pool.total:
-            raise RequestError(
-                f"prompt: {request.num_prompt} tokens need {pages} KV pages of {self.limits.page_size} tokens, the "
-                f"cache has {self._kv.pool.total}; shorten it or give the cache more memory",
-                param="prompt",
-            )
+        check_fork(request, parent)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -238,6 +200,7 @@ class Scheduler:
         """Makes a page available for `request`, by preempting whoever comes last; False when it must wait itself."""
         while not self._kv.pool.available:
             if self._running.returns_pages:
+                self._num_held_for_pages += 1
                 return False
             victim = self._running.last()
             self._running.preempt(victim, step)

@@ -246,6 +246,16 @@ ENGINE = [
         about="Sequences that gave way: raise kv_memory or lower max_num_seqs.",
     ),
     Panel(
+        title="Steps sat out",
+        unit="short",
+        queries={
+            "held now": total("drivetrain_requests_held"),
+            "awaiting pages now": total("drivetrain_requests_awaiting_pages"),
+            "for a {{awaited}}, a second": per_second("drivetrain_held_rows_total", "awaited"),
+        },
+        about="Slow masks of grammars, or a KV cache that is full.",
+    ),
+    Panel(
         title="Device busy",
         unit="percentunit",
         queries={"{{instance}}": per_second("drivetrain_step_seconds_total", "instance")},

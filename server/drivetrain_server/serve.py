@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator
@@ -92,8 +91,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> str:
     text = f"server.port: cannot listen on {host} port {port}: {error.strerror or error}; "
     if error.errno == errno.EADDRINUSE and (other := server_on(port)) is not None:
         text += f"your server of {other.model} (pid {other.pid}, `drivetrain ps`) has it: end that one, or "
-    by_make = ", with make PORT=N" if "MAKELEVEL" in os.environ else ""
-    return f"{text}choose another port with --port{by_make}"
+    return f"{text}choose another port: --port N, or PORT=N of make serve"
 
 
 def uvicorn_server(app: Application, config: ServerConfig) -> uvicorn.Server:

@@ -265,6 +265,16 @@ def _engine(ready: bool, info: EngineInfo | None, stats: EngineStats | None) -> 
         return
     yield GaugeMetricFamily("drivetrain_requests_running", "Sequences in the batch", value=stats.running)
     yield GaugeMetricFamily("drivetrain_requests_waiting", "Requests that wait", value=stats.waiting)
+    yield GaugeMetricFamily(
+        "drivetrain_requests_awaiting_pages",
+        "Requests that wait while the first of them finds too few KV pages",
+        value=stats.awaiting_pages,
+    )
+    yield GaugeMetricFamily("drivetrain_requests_held", "Sequences that sit steps out now", value=stats.held)
+    held = CounterMetricFamily("drivetrain_held_rows", "Times that a sequence sat steps out", labels=["awaited"])
+    held.add_metric(["mask"], stats.held_for_masks)
+    held.add_metric(["pages"], stats.held_for_pages)
+    yield held
     pages = GaugeMetricFamily("drivetrain_kv_pages", "KV pages by state", labels=["state"])
     for state, count in (("free", stats.pages_free), ("cached", stats.pages_cached), ("used", stats.pages_used)):
         pages.add_metric([state], count)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drivetrain.assembly import choose, executor_limits, open_device, open_model
+from drivetrain.assembly import executor_limits, open_model
 from drivetrain.config import load_config
+from drivetrain.devices import choose, open_device
 from drivetrain.errors import ConfigError
 from drivetrain_plugins.contract.shapes import ShapePolicy
 from plugin_packages import PluginPackages

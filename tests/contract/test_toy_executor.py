@@ -11,7 +11,7 @@ import pytest
 from drivetrain.assembly import assemble
 from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
-from drivetrain.errors import ConfigError, RequestError, Unsupported
+from drivetrain.errors import ConfigError, OutOfMemory, RequestError, Unsupported
 from drivetrain.messages import GenerateRequest
 from drivetrain.sampling import SamplingParams
 from drivetrain_plugins.conformance.run import run_conformance
@@ -107,6 +107,15 @@ def test_engine_on_the_toy_answers_like_the_engine_on_cpu(model: Path, limits: d
     toy.close()
 
 
+def test_memory_that_the_device_has_not_is_refused_by_its_setting(model: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^limits.kv_memory: got 9000TiB, but numpy has .* of memory in all, of which"
+    ):
+        engine_on("toy", model, kv_memory="9000TiB")
+    with pytest.raises(OutOfMemory, match=r"^limits.num_pages: got 1000000000, but toy has \d+; lower it$"):
+        engine_on("toy", model, num_pages=1_000_000_000)
+
+
 def test_toy_is_never_chosen_by_itself(model: Path) -> None:
     assert engine_on("auto", model).info.backend == "cpu"
 
@@ -140,3 +149,9 @@ def test_model_beyond_the_toy_is_refused_before_it_loads(tmp_path: Path) -> None
 def test_options_are_refused_by_a_backend_that_takes_none(model: Path) -> None:
     with pytest.raises(ConfigError, match="takes no options"):
         engine_on("toy", model, backend_options={"toy": {"speed": 9}})
+
+
+def test_an_engine_tells_of_settings_that_have_no_effect(model: Path) -> None:
+    (warning,) = engine_on("toy", model, backend_options={"tooy": {"speed": 9}}).info.warnings
+    assert "tooy" in warning
+    assert engine_on("toy", model).info.warnings == ()

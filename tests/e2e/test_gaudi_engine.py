@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from drivetrain.assembly import connect, open_model, open_model_weights
-from drivetrain.config import EngineConfig
 from drivetrain.engine import Engine
 from drivetrain.messages import GenerateRequest
-from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_gaudi import buckets
 from drivetrain_gaudi.device import GaudiDevice
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.executor import ExecutorLimits
-from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.shapes import StepShape
+from fakes.golden_engine import golden_engine, golden_requests
 from fakes.tiny_engine import MAX_MODEL_LEN, VOCAB_SIZE, random_requests, run, tiny_engine
 from gaudi_on_cpu import GaudiOnCpu
 
@@ -193,35 +189,9 @@ def test_a_prompt_longer_than_steps_answers_as_on_the_cpu() -> None:
 def test_golden_answers_of_the_real_model(
     chosen: tuple[int, ...], smollm2_path: Path, golden_outputs: list[dict[str, Any]]
 ) -> None:
-    config = EngineConfig(model=str(smollm2_path), dtype="float32")
-    model = open_model(config)
-    device = open_device()
-    limits = ExecutorLimits(
-        dtype="float32",
-        kv_dtype="float32",
-        max_num_rows=1,
-        max_step_tokens=64,
-        max_model_len=128,
-        page_size=64,
-        memory=MemoryLimits(max_pages=16),
-    )
-    spec, weights = open_model_weights(config, model, "float32")
-    executor = ModelRunner(device)
-    plan = executor.load(spec, weights, limits, lambda *progress: None)
+    wanted = [golden_outputs[index] for index in chosen]
+    sizes = {"rows": 1, "step_tokens": 64, "max_model_len": 128, "pages": 16}
+    engine = golden_engine(smollm2_path, open_device(), backend="gaudi", **sizes)
     torch.compiler.set_stance("fail_on_recompile")
-    engine = connect(
-        config, model, executor, limits, plan, backend="gaudi", capabilities=device.capabilities, weight_bytes=0
-    )
-    requests = [
-        GenerateRequest(
-            request_id=str(index),
-            prompt_ids=golden_outputs[index]["prompt_ids"],
-            params=SamplingParams(temperature=0.0, max_tokens=len(golden_outputs[index]["output_ids"])),
-        )
-        for index in chosen
-    ]
-    answers = run(engine, requests)
-    for index in chosen:
-        assert answers[str(index), 0][0] == golden_outputs[index]["output_ids"], index
-    assert device.ledger.late_steps == 0
-    engine.close()
+    answers = run(engine, golden_requests(wanted))
+    assert [answers[str(at), 0][0] for at in range(len(wanted))] == [golden["output_ids"] for golden in wanted]

@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from drivetrain.assembly import connect, open_model, open_model_weights
-from drivetrain.config import EngineConfig
 from drivetrain.messages import GenerateRequest
-from drivetrain.runner import ModelRunner
 from drivetrain.sampling import SamplingParams
 from drivetrain_cpu.backend import CpuBackend
 from drivetrain_plugins.contract.backend import RankInfo
-from drivetrain_plugins.contract.executor import ExecutorLimits, Weights
-from drivetrain_plugins.contract.memory import MemoryLimits
+from drivetrain_plugins.contract.executor import Weights
+from fakes.golden_engine import golden_engine
 
 pytestmark = pytest.mark.real_model
 
@@ -41,24 +38,8 @@ class Rounded(Weights):
 
 
 def test_log_probabilities_of_the_golden_answers(smollm2_path: Path, golden_outputs: list[dict[str, Any]]) -> None:
-    config = EngineConfig(model=str(smollm2_path), dtype="float32")
-    model = open_model(config)
     device = CpuBackend().open(RankInfo(), {"threads": 1})
-    limits = ExecutorLimits(
-        dtype="float32",
-        kv_dtype="float32",
-        max_num_rows=8,
-        max_step_tokens=128,
-        max_model_len=512,
-        page_size=16,
-        memory=MemoryLimits(max_pages=200),
-    )
-    spec, weights = open_model_weights(config, model, "float32")
-    executor = ModelRunner(device)
-    plan = executor.load(spec, Rounded(weights), limits, lambda *progress: None)
-    engine = connect(
-        config, model, executor, limits, plan, backend="cpu", capabilities=device.capabilities, weight_bytes=0
-    )
+    engine = golden_engine(smollm2_path, device, backend="cpu", page_size=16, changed=Rounded)
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
     for index, golden in enumerate(golden_outputs):
         ids = golden["prompt_ids"] + golden["output_ids"]

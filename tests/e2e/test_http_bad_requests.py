@@ -195,6 +195,7 @@ CASES = [
     ("/tokenize", {"messages": []}, "messages"),
     ("/detokenize", {"tokens": [300]}, "tokens"),
     ("/detokenize", {"tokens": "a"}, "tokens"),
+    ("/tokenize", {}, "prompt"),
     ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
 ]
 

@@ -123,6 +123,11 @@ def test_count_tokens_counts_the_prompt(server: RunningServer, client: anthropic
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
+        ({"system": [5]}, "system[0]"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema.type"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
     ],
 )
 def test_refusals_are_in_anthropics_shape(server: RunningServer, changes: dict[str, Any], param: str) -> None:

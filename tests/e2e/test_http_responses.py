@@ -242,6 +242,13 @@ def test_truncation_drops_the_oldest_messages_only_where_asked(server: RunningSe
     ("changes", "param"),
     [
         ({"input": []}, "input"),
+        ({"input": [5]}, "input[0]"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "array"}}]}, "tools[0].parameters.type"),
+        ({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"prompt": {"id": "p"}}, "prompt"),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "robot", "content": "a"}]}, "input[0].role"),

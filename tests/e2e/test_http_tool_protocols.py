@@ -82,6 +82,46 @@ def test_anthropic(server: RunningServer) -> None:
     assert "get_weather" in prompt and "Köln" in prompt
 
 
+ONE = SAID.index("}}") + len("}}") + 1
+"""Tokens, each a byte, up to and with the first call; one of its letters has two."""
+
+
+def test_an_answer_of_one_call_ends_with_it_in_every_protocol(server: RunningServer) -> None:
+    """Not after what the model would have said behind it."""
+    tools: Any = [{"type": "function", "function": each} for each in FUNCTIONS]
+    flat: Any = [{"type": "function", "strict": False, **each} for each in FUNCTIONS]
+    schemas: Any = [{"name": each["name"], "input_schema": each["parameters"]} for each in FUNCTIONS]
+    last = ONE + server.engine.batch - 1
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        ask: Any = {"model": "tiny", "messages": HELLO, "tools": tools, "parallel_tool_calls": False}
+        whole = client.chat.completions.create(**ask)
+        with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as chunks:
+            streamed = chunks.get_final_completion()
+        for answer in (whole, streamed):
+            [choice] = answer.choices
+            [call] = choice.message.tool_calls
+            assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me look.")
+            assert json.loads(call.function.arguments) == {"city": "Köln"}
+            assert ONE <= answer.usage.completion_tokens <= last
+        first, second = client.chat.completions.create(**ask, n=2).choices
+        assert first.message.tool_calls[0].function == second.message.tool_calls[0].function
+        asked: Any = {"model": "tiny", "input": "Hi", "tools": flat, "parallel_tool_calls": False}
+        with client.responses.stream(**asked) as events:
+            kept = events.get_final_response()
+        for response in (client.responses.create(**asked), kept):
+            assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+            assert response.status == "completed" and response.usage is not None
+            assert ONE <= response.usage.output_tokens <= last
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as claude:
+        one: Any = {"type": "auto", "disable_parallel_tool_use": True}
+        ask = {"model": "tiny", "max_tokens": 500, "messages": HELLO, "tools": schemas, "tool_choice": one}
+        with claude.messages.stream(**ask) as stream:
+            told = stream.get_final_message()
+        for message in (claude.messages.create(**ask), told):
+            assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+            assert message.stop_reason == "tool_use" and ONE <= message.usage.output_tokens <= last
+
+
 def test_responses(server: RunningServer) -> None:
     tools: Any = [{"type": "function", "strict": False, **each} for each in FUNCTIONS]
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

@@ -150,6 +150,25 @@ def run(
     return answers
 
 
+def run_failing(
+    engine: Engine, requests: list[GenerateRequest], planted: str
+) -> tuple[dict[Any, list[int]], set[tuple[str, int]]]:
+    """As `run`, where steps fail with the error `planted`: token ids by (id, index), and which of them failed."""
+    answers: dict[Any, list[int]] = {}
+    failed: set[tuple[str, int]] = set()
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        for update in engine.step():
+            key = (update.request_id, update.index)
+            answers[key] = answers.get(key, []) + update.token_ids
+            if update.error is not None:
+                assert (update.error, update.finish_reason) == (planted, "error")
+                failed.add(key)
+    assert 0 < len(failed) < len(answers)
+    return answers, failed
+
+
 def random_requests(seed: int, count: int) -> list[GenerateRequest]:
     """Greedy, seeded, penalised, biased, scored and forked requests with shared prefixes and mixed lengths."""
     rng = random.Random(seed)

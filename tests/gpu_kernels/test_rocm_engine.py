@@ -16,6 +16,7 @@ from drivetrain.sampling import SamplingParams
 from drivetrain_plugins.conformance.run import run_conformance
 from drivetrain_plugins.conformance.suite import BackendConformance
 from drivetrain_plugins.contract.backend import Device, RankInfo
+from fakes.golden_engine import golden_engine, golden_requests
 from fakes.tiny_engine import run, tiny_engine
 from rocm_stand_in import RocmInterpreted, RocmInterpretedFnuz, RocmOnCuda, RocmOnCudaWithoutVirtualMemory
 
@@ -90,41 +91,10 @@ def test_without_virtual_memory_nothing_is_recorded(caplog: pytest.LogCaptureFix
 def test_the_golden_answers_of_a_real_model(
     smollm2_path: Path, golden_outputs: list[dict[str, Any]], graphs: bool
 ) -> None:
-    from drivetrain.assembly import connect, open_model, open_model_weights
-    from drivetrain.config import EngineConfig
-    from drivetrain.runner import ModelRunner
-    from drivetrain_plugins.contract.executor import ExecutorLimits
-    from drivetrain_plugins.contract.memory import MemoryLimits
-
-    config = EngineConfig(model=str(smollm2_path), dtype="float32")
-    model = open_model(config)
     opened = RocmOnCuda().open(RankInfo(), {"graphs": graphs})
-    limits = ExecutorLimits(
-        dtype="float32",
-        kv_dtype="float32",
-        max_num_rows=8,
-        max_step_tokens=128,
-        max_model_len=512,
-        page_size=64,
-        memory=MemoryLimits(max_pages=200),
-    )
-    spec, weights = open_model_weights(config, model, "float32")
-    executor = ModelRunner(opened)
-    plan = executor.load(spec, weights, limits, lambda *progress: None)
-    engine = connect(
-        config, model, executor, limits, plan, backend="rocm", capabilities=opened.capabilities, weight_bytes=0
-    )
-    answers = run(
-        engine,
-        [
-            GenerateRequest(
-                request_id=str(index),
-                prompt_ids=golden["prompt_ids"],
-                params=SamplingParams(temperature=0.0, max_tokens=len(golden["output_ids"]), ignore_eos=True),
-            )
-            for index, golden in enumerate(golden_outputs)
-        ],
-    )
-    for index, golden in enumerate(golden_outputs):
-        assert answers[str(index), 0][0] == golden["output_ids"]
+    engine = golden_engine(smollm2_path, opened, backend="rocm")
+    answers = run(engine, golden_requests(golden_outputs, ignore_eos=True))
+    assert [answers[str(at), 0][0] for at in range(len(golden_outputs))] == [
+        golden["output_ids"] for golden in golden_outputs
+    ]
     engine.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from drivetrain_plugins.report import backends_report
 from drivetrain_plugins.selection import choose_backend
 from drivetrain_plugins.status import Status
 from drivetrain_plugins.survey import survey
+from fakes.fresh_python import printed_by
 from plugin_packages import READY_PROBE, PluginPackages, plugin_source
 
 CPU_ENTRY_POINT = "[drivetrain.backends]\ncpu = drivetrain_cpu.plugin\n"
@@ -90,15 +89,7 @@ def test_the_report_loads_neither_torch_nor_a_platform_nor_pluggy(packages: Plug
         "import sys; from drivetrain_plugins.report import backends_report; report = backends_report(); "
         "print(report.selected, {'torch', 'pluggy', 'drivetrain_cpu', 'acme_plugin'} & set(sys.modules))"
     )
-    path = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "acme set()\n", done.stderr
+    assert printed_by(program) == "acme set()\n"
 
 
 def test_what_is_not_installed_names_the_device_files_looked_for(tmp_path: Path) -> None:

@@ -236,10 +236,43 @@ def test_bench_prints_a_table_and_fails_on_wrong_counts():
     assert status == 0
     assert "time to first token" in out
     assert "output tok/s" in out
-    with serving(lambda path, body: Answer(token_events({**body, "max_tokens": 2}))) as server:
+    lengths = iter([3, 2])
+    with serving(lambda path, body: Answer(token_events({**body, "max_tokens": next(lengths)}))) as server:
         status, out, _ = invoke("bench", "--url", server.url, *options)
     assert status == 1
-    assert "2 failed: the server counted 2 answer tokens, expected 3" in out
+    assert "time to first token" in out
+    assert "1 of 2 failed: the server counted 2 answer tokens, expected 3" in out
+
+
+@pytest.mark.parametrize(("warmup", "what"), [("2", "2 warm-up requests"), ("0", "3 requests")])
+def test_bench_ends_with_the_servers_reason_where_nothing_succeeds(capsys, warmup, what):
+    refused = Answer([b'{"error": {"message": "there is no model nope"}}'], status=404)
+    with serving(lambda *_: refused) as server:
+        options = ("--model", "nope", "--num-requests", "3", "--warmup", warmup, "--concurrency", "1,2")
+        status, out, err = run_main(capsys, "bench", "--url", server.url, *options)
+        asked = len(server.requests)
+    assert (status, out) == (1, "")
+    assert err == f"error: none of {what} succeeded: the server answered 404: there is no model nope\n"
+    assert asked == (int(warmup) or 3), "nothing more is asked"
+
+
+def test_bench_tells_every_reason_and_records_a_run_that_failed(capsys):
+    answers = iter(
+        [
+            Answer([b'{"error": {"message": "full"}}'], status=503),
+            Answer(events({"error": {"message": "out of memory", "type": "x"}})),
+            Answer([b'{"error": {"message": "full"}}'], status=503),
+        ]
+    )
+    with serving(lambda *_: next(answers)) as server:
+        options = ("--model", "m", "--num-requests", "3", "--warmup", "0", "--concurrency", "1", "--json")
+        status, out, err = run_main(capsys, "bench", "--url", server.url, *options)
+    assert status == 1
+    assert json.loads(out)["failed"] == 3
+    assert err == (
+        "error: none of 3 requests succeeded: 2 with: the server answered 503: full; "
+        "1 with: the stream ended with an error: out of memory\n"
+    )
 
 
 def test_bench_runs_a_sweep_with_goals_into_a_file(tmp_path):

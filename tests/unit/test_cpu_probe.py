@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from drivetrain_cpu import probe as cpu
 from drivetrain_cpu.plugin import drivetrain_backends
+from fakes.fresh_python import printed_by
 
 GIB = 1 << 30
 X86_FLAGS = "fpu sse2 fma avx2 avx512f avx512dq avx512bw avx512vl avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8"
@@ -30,9 +30,7 @@ def test_this_machine_is_ready_and_torch_is_not_imported() -> None:
         "print(result.ready, 'torch' in sys.modules, device.details['cores'], "
         "0 < device.free_memory_bytes <= device.memory_bytes, result.details['torch'][0])"
     )
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], check=False, env=environ, capture_output=True, text=True)
-    assert done.stdout == f"True False {cpu.usable_cores()} True 2\n", done.stderr
+    assert printed_by(program) == f"True False {cpu.usable_cores()} True 2\n"
 
 
 def test_without_torch_the_backend_is_unavailable_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

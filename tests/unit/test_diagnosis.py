@@ -96,13 +96,12 @@ def test_taken_port_is_a_problem():
 
 def test_port_of_ones_own_server_is_no_problem_and_serve_names_that_server(tmp_path, monkeypatch):
     monkeypatch.setenv("DRIVETRAIN_HOME", str(tmp_path))
-    monkeypatch.delenv("MAKELEVEL", raising=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = ServerConfig(port=taken.getsockname()[1])
         refused = f"cannot listen on 127.0.0.1 port {config.port}: Address already in use; "
-        with pytest.raises(ConfigError, match=refused + "choose another port with --port$"):
+        with pytest.raises(ConfigError, match=refused + "choose another port: --port N, or PORT=N of make serve$"):
             bind(config)
         with recorded(f"http://127.0.0.1:{config.port}", "tiny"):
             finding = check_port(config)

@@ -11,7 +11,7 @@ from drivetrain_plugins.contract.batch import StepBatch, Ticket
 from drivetrain_plugins.contract.shapes import CapturedSampling
 from drivetrain_plugins.errors import OutOfMemory
 from fakes.replaying_device import ReplayingDevice
-from fakes.tiny_engine import random_requests, run, tiny_engine
+from fakes.tiny_engine import random_requests, run, run_failing, tiny_engine
 
 LOGPROB_TOLERANCE = 2e-4
 TIGHT = 14
@@ -132,18 +132,7 @@ def test_steps_that_fail_before_the_device_knows_of_them_spoil_nobody_elses_answ
         return execute(batch)
 
     engine._executor.execute = failing  # type: ignore[method-assign]
-    for request in random_requests(seed, count):
-        engine.submit(request)
-    answers: dict[tuple[str, int], list[int]] = {}
-    failed: set[tuple[str, int]] = set()
-    while engine.has_work:
-        for update in engine.step():
-            key = (update.request_id, update.index)
-            answers[key] = answers.get(key, []) + update.token_ids
-            if update.error is not None:
-                assert (update.error, update.finish_reason) == (planted, "error")
-                failed.add(key)
-    assert 0 < len(failed) < len(answers)
+    answers, failed = run_failing(engine, random_requests(seed, count), planted)
     for key in answers.keys() - failed:
         assert answers[key] == expected[key][0], key
     stats = engine.stats()

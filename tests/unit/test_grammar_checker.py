@@ -118,7 +118,7 @@ def test_a_fork_is_ended_at_the_limit_of_wall_time() -> None:
         "import time\n"
         "from drivetrain.grammar import Grammar, check_process\n"
         "check_process.MAX_WALL_S = 1\n"
-        "check_process.CompiledGrammar = lambda source, vocabulary: time.sleep(30)\n"
+        "check_process.compile_grammar = lambda grammar, vocabulary: time.sleep(30)\n"
         "verdict = check_process.check(Grammar(kind='regex', value='a'), None)\n"
         "print(verdict.lasting, verdict.error)"
     )

@@ -25,7 +25,7 @@ from drivetrain.scheduling.running import RunningSet
 from drivetrain_plugins.contract.batch import StepBatch, Ticket
 from drivetrain_plugins.errors import OutOfMemory
 from fakes.replaying_device import ReplayingDevice
-from fakes.tiny_engine import random_requests, run, tiny_engine
+from fakes.tiny_engine import random_requests, run, run_failing, tiny_engine
 from fakes.tiny_grammars import end_id, tiny_grammars, tiny_tokenizer
 
 VOCAB_SIZE = 641  # padded: neither the tokenizer's size nor a multiple of 32
@@ -141,18 +141,7 @@ def test_steps_that_fail_leave_other_grammars_where_they_were(overlap: bool) -> 
         return Lost(ticket) if rng.random() < 0.06 else ticket  # type: ignore[return-value]
 
     engine._executor.execute = failing  # type: ignore[method-assign]
-    for request in grammar_requests(5, 12):
-        engine.submit(request)
-    answers: dict[tuple[str, int], list[int]] = {}
-    failed: set[tuple[str, int]] = set()
-    while engine.has_work:
-        for update in engine.step():
-            key = (update.request_id, update.index)
-            answers[key] = answers.get(key, []) + update.token_ids
-            if update.error is not None:
-                assert update.error == "planted"
-                failed.add(key)
-    assert 0 < len(failed) < len(answers)
+    answers, failed = run_failing(engine, grammar_requests(5, 12), "planted")
     for key in answers.keys() - failed:
         assert answers[key] == expected[key][0], key
 
@@ -199,6 +188,8 @@ def test_rows_whose_masks_are_slow_give_the_answers_of_the_plain_engine(slow_mas
         assert (stats.pages_used, stats.failed) == (0, 0)
         preemptions += stats.preemptions
         assert slow_masks["held"] > 0
+        assert stats.held_for_masks >= slow_masks["void"] + slow_masks["void, penalized"]
+        assert stats.held_for_masks > 0 and stats.held == 0
         assert overlap or not slow_masks["void"]
         void.update({name: count for name, count in slow_masks.items() if name != "held"})
     assert min(preemptions, void["void"], void["void, penalized"]) > 0

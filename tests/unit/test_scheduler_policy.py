@@ -71,6 +71,9 @@ def test_admission_leaves_pages_for_those_who_run() -> None:
     advance(scheduler)
     scheduler.add(request_of("b", 8, max_tokens=1))
     assert names(scheduled(scheduler)) == ["a"], "two pages are left, and b would take them both"
+    assert scheduler.stats().awaiting_pages == 1
+    scheduler.abort("b")
+    assert scheduler.stats().awaiting_pages == 0
 
 
 def full_pool(overlap: int) -> tuple[Scheduler, Request, Request]:
@@ -173,6 +176,7 @@ def test_a_row_waits_for_pages_that_come_back_rather_than_preempt() -> None:
     scheduler.abort("c")  # its page comes back when the second step lands
     steps.append(scheduled(scheduler))
     assert (names(steps[2]), steps[2].preempted) == (["a"], [])
+    assert (scheduler.stats().held_for_pages, scheduler.stats().preemptions) == (1, 0)
     land(scheduler, steps[1])
     assert names(scheduled(scheduler)) == ["a", "b"]
 
@@ -337,6 +341,7 @@ def test_counters_tell_what_is_held() -> None:
     scheduler.schedule()
     stats = scheduler.stats()
     assert (stats.running, stats.waiting, stats.steps_in_flight, stats.preemptions) == (1, 1, 1, 0)
+    assert (stats.held, stats.awaiting_pages, stats.held_for_masks, stats.held_for_pages) == (0, 0, 0, 0)
     assert (stats.pages_free, stats.pages_cached, stats.pages_used, stats.pages_total) == (62, 0, 2, 64)
     assert scheduler.get("b") is not None
     assert not scheduler.idle

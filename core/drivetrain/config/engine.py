@@ -84,11 +84,12 @@ class EngineConfig:
     """Requests that may wait; one more is refused with 503 and a `Retry-After`."""
 
     kv_memory: int | float | None = field(default=None, metadata=placed("limits"))
-    """Memory for the KV cache: a size, or a share of what is free after the weights are loaded; by default the
-    backend measures."""
+    """Memory for the KV cache: a size, or the share of the device's memory that weights, cache and all else may take
+    together; by default the backend measures."""
 
     num_pages: int | None = field(default=None, metadata=placed("limits", least=2))
-    """Exact number of KV pages instead of `kv_memory`; for tests and reproducible benchmarks."""
+    """Exact number of KV pages instead of `kv_memory`, refused where they do not fit; for tests and reproducible
+    benchmarks."""
 
     page_size: int | None = field(default=None, metadata=placed("limits", least=1, most=1024))
     """Tokens a KV page holds; by default the backend's preferred size."""

@@ -34,8 +34,9 @@ class Reader(Protocol):
     thoughts: Thoughts
 
     @property
-    def repeated(self) -> bool:
-        """Whether a required call was made once more, word for word, so that nothing behind it counts."""
+    def complete(self) -> bool:
+        """Whether nothing that follows counts: as many calls as may be were made, or a required one once more, word for
+        word."""
         ...
 
     def push(self, text: str) -> list[Spoken]:

@@ -51,7 +51,8 @@ def call_grammar(
     assert dialect.tools is not None, "a model whose calls are not read"
     writer = _Writer(special)
     if dialect.tools.channels:
-        return _harmony(writer, tools, required=required)
+        _harmony(writer, tools, required=required)
+        return _grammar(writer, tools)
     form = dialect.tools.forms[0]
     more = "*" if not required else f"{{0,{MAX_REQUIRED_CALLS - 1}}}"
     calls = _calls(writer, form, tools, more=more if parallel else "")
@@ -60,7 +61,12 @@ def call_grammar(
     else:
         answer = _among_text(writer, form, calls)
     writer.rule("start", f"{_reasoning(writer, dialect, prompt_end, reasons=reasons)} {answer}")
-    return Grammar(kind="lark", value=writer.text())
+    return _grammar(writer, tools)
+
+
+def _grammar(writer: _Writer, tools: Mapping[str, Tool]) -> Grammar:
+    schemas = tuple((f'parameters of "{tool.name}"', json.dumps(dict(tool.parameters))) for tool in tools.values())
+    return Grammar(kind="lark", value=writer.text(), schemas=schemas)
 
 
 @dataclass(slots=True)
@@ -250,7 +256,7 @@ def _may(keywords: Sequence[str]) -> str:
     return "".join(f' (", " {each})?' for each in keywords)
 
 
-def _harmony(writer: _Writer, tools: Mapping[str, Tool], *, required: bool) -> Grammar:
+def _harmony(writer: _Writer, tools: Mapping[str, Tool], *, required: bool) -> None:
     """One call in the channel `commentary`, after an analysis; the end token of the call ends the answer."""
     answers: list[str] = []
     for at, tool in enumerate(tools.values()):
@@ -259,7 +265,6 @@ def _harmony(writer: _Writer, tools: Mapping[str, Tool], *, required: bool) -> G
     if not required:
         answers.append(f"{writer.literal(FINAL)} {_ANY_TEXT}")
     writer.rule("start", f"{_analysis(writer)} ({' | '.join(answers)})")
-    return Grammar(kind="lark", value=writer.text())
 
 
 def _analysis(writer: _Writer) -> str:

@@ -55,9 +55,9 @@ class HarmonyReader:
         next(self._program)
 
     @property
-    def repeated(self) -> bool:
+    def complete(self) -> bool:
         """As of `Reader`."""
-        return self._out.repeated
+        return self._out.complete
 
     def push(self, text: str) -> list[Spoken]:
         """Events that more text brings."""

@@ -39,13 +39,12 @@ class Transcript:
     Args:
         tools: what the request offers, by name.
         make_id: for calls to which the model gave none.
-        max_calls: calls that are told; later ones are dropped.
+        max_calls: calls that are told; whatever follows the last of them is dropped.
         required: the answer has to be calls, so other text is none of it, and nothing follows a call that repeats an
             earlier one word for word.
 
     Attributes:
         thoughts: where the reasoning is.
-        repeated: such a call has come.
         cut: the answer ends here because it came to its limit.
         marked: what is being read began with a marker of calls that cannot be ordinary text.
     """
@@ -62,7 +61,7 @@ class Transcript:
         self.said_content = False
         self.num_calls = 0
         self.thoughts = Thoughts()
-        self.repeated = self.cut = self.marked = False
+        self.cut = self.marked = False
         self._required = required
         self._call = _Call()
         self._earlier: dict[str, list[str]] = {}
@@ -76,6 +75,11 @@ class Transcript:
         self._content = _Trimmed()
         self._reasoning = _Trimmed()
         self._reasoning.cut()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that follows is told: there are as many calls as may be, or one came once more."""
+        return self.num_calls >= self._max_calls
 
     def events(self) -> list[Spoken]:
         """What was found since this was asked last."""
@@ -101,7 +105,7 @@ class Transcript:
         self._content.cut()
 
     def _reason(self, text: str) -> None:
-        if text := self._reasoning.add(text):
+        if not self.complete and (text := self._reasoning.add(text)):
             self._add(ReasoningDelta, text)
 
     def say(self, text: str) -> None:
@@ -109,7 +113,7 @@ class Transcript:
 
         When an answer is cut, all that was held back may have become a call.
         """
-        if self._required or (self.cut and (self.marked or self.num_calls)):
+        if self._required or self.complete or (self.cut and (self.marked or self.num_calls)):
             return
         if text := self._content.add(text):
             self.said_content = True
@@ -119,14 +123,14 @@ class Transcript:
         """A call of `name`; white space around calls is dropped."""
         self._content.cut()
         self._call = call = _Call(name, id)
-        if self.num_calls < self._max_calls:
+        if not self.complete:
             call.repeats = list(self._earlier.get(name, ()))
             if not call.repeats:
                 self._tell(call)
 
     def arguments(self, text: str) -> None:
         """More text of the arguments of the call that is open; held back while they are those of an earlier call."""
-        if not text or self.num_calls >= self._max_calls:
+        if not text or self.complete:
             return
         call = self._call
         if self._required:
@@ -139,9 +143,8 @@ class Transcript:
     def end(self) -> None:
         """The call that is open is complete."""
         call = self._call
-        if self.num_calls < self._max_calls:
+        if not self.complete:
             if not call.told and (self.cut or call.is_repeated):
-                self.repeated = call.is_repeated
                 self._max_calls = self.num_calls
                 return
             if not call.told:

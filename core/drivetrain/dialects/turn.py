@@ -149,7 +149,7 @@ class Turns:
         make_reader: a new reader for each choice; None takes all text as content.
         shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
         pieces: as of `Turn`.
-        ends: an answer ends with a call that is made once more (see `Reader.repeated`).
+        ends: an answer ends where nothing that follows would count (see `Reader.complete`).
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Turns:
 
         def ended(text: str) -> bool:
             reader.push(text)
-            return reader.repeated
+            return reader.complete
 
         return ended
 

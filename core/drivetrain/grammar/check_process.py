@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivetrain.errors import RequestError
-from drivetrain.grammar.compiler import CompiledGrammar
+from drivetrain.grammar.compiler import compile_grammar
 from drivetrain.grammar.frames import Verdict, Vocabulary, frame, read_frame
 from drivetrain.grammar.grammar import Grammar
-from drivetrain.grammar.source import source_of
 from drivetrain.grammar.vocabulary import open_vocabulary
 from drivetrain.tokenizer import load_tokenizer
 
@@ -95,7 +94,7 @@ def _judge(grammar: Grammar, vocabulary: LLTokenizer, answer: int) -> None:
     try:
         _limit()
         try:
-            CompiledGrammar(source_of(grammar), vocabulary)
+            compile_grammar(grammar, vocabulary)
             said = _PASSED
         except RequestError as error:
             said = _REFUSED + str(error).encode()

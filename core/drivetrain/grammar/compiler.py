@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -14,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drivetrain.errors import RequestError
+from drivetrain.grammar.faults import fault_of
 from drivetrain.grammar.grammar import Grammar
 from drivetrain.grammar.matcher import COSTLY_S, GrammarMatcher, Pace
-from drivetrain.grammar.source import refusal, source_of
+from drivetrain.grammar.source import REFUSAL, refusal, source_of
 from drivetrain_plugins.contract.batch import Int32Array
 
 if TYPE_CHECKING:
@@ -25,9 +24,10 @@ if TYPE_CHECKING:
 _MAX_KEPT = 64
 _QUICK_S = 0.05
 """A grammar that compiled in less may be compiled again while an answer to it waits."""
-_SHOWN_CHARS = 300
+_MAX_LOCATED_S = 0.5
+"""In a grammar that took longer, the fault is not looked for by compiling its parts."""
 _PROBED_STEPS = 8
-_MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
+_WEAKENED = "Unimplemented keys: "
 _LIMITS: dict[str, int | bool] = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 1_000_000,
@@ -39,6 +39,10 @@ _LIMITS: dict[str, int | bool] = {
 }
 """Deterministic: the same grammar is refused on any machine. The steps' bound what a mask costs: 17 us as a rule, and a
 quarter of a second for the most ambiguous grammar that was tried."""
+
+
+class _Refused(Exception):
+    """Why a grammar does not pass, in the words of the library."""
 
 
 class CompiledGrammar:
@@ -97,6 +101,30 @@ class CompiledGrammar:
         return LLMatcher(self._vocabulary, self._source, log_level=0, limits=LLParserLimits(**_LIMITS))  # pyright: ignore[reportArgumentType]
 
 
+def compile_grammar(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
+    """Compile a grammar over a vocabulary.
+
+    Raises:
+        RequestError: it is wrong, not supported, matched by nothing or too complex; says what of it.
+    """
+
+    def refused(schema: str) -> str | None:
+        try:
+            CompiledGrammar(source_of(Grammar(kind="json_schema", value=schema)), vocabulary)
+        except _Refused as error:
+            return str(error)
+        except RequestError as error:
+            return str(error).removeprefix(REFUSAL)
+        return None
+
+    began_s = time.thread_time()
+    try:
+        return CompiledGrammar(source_of(grammar), vocabulary)
+    except _Refused as error:
+        slow = time.thread_time() - began_s > _MAX_LOCATED_S
+        raise refusal(fault_of(grammar, str(error), (lambda _: None) if slow else refused)) from None
+
+
 class GrammarCompiler:
     """Grammar to compiled grammar, by any thread.
 
@@ -145,7 +173,7 @@ class GrammarCompiler:
             self._vocabulary = self._open_vocabulary()
         made: CompiledGrammar | RequestError
         try:
-            made = CompiledGrammar(source_of(grammar), self._vocabulary)
+            made = compile_grammar(grammar, self._vocabulary)
         except RequestError as error:
             made = error
         with self._lock:
@@ -158,10 +186,10 @@ class GrammarCompiler:
 def _check(matcher: LLMatcher, num_words: int) -> Int32Array:
     """Refuse what did not compile, what was weakened, and what nothing can begin; else what an answer begins with."""
     if matcher.is_error():
-        raise refusal(_reason(matcher.get_error()))
+        raise _Refused(matcher.get_error())
     for warning in matcher.get_grammar_warnings():
-        if _MISSING.search(warning):
-            raise refusal(_reason(warning))
+        if _WEAKENED in warning:
+            raise _Refused(warning)
     return _walk(matcher.deep_copy(), num_words)
 
 
@@ -173,26 +201,13 @@ def _walk(matcher: LLMatcher, num_words: int) -> Int32Array:
         allowed = np.flatnonzero(np.unpackbits(mask_W.view(np.uint8), bitorder="little"))
         error = matcher.get_error()
         if error.startswith("NoExtension") or not (error or len(allowed)):
-            raise refusal("no text matches it")
+            raise _Refused("no text matches it")
         if not error:
             matcher.consume_token(int(allowed[step * len(allowed) // _PROBED_STEPS]))
             error = matcher.get_error()
         if error:
-            raise refusal(_reason(error))
+            raise _Refused(error)
         if matcher.is_stopped():
             break
         mask_W = np.zeros_like(first_mask_W)
     return first_mask_W
-
-
-def _reason(error: str) -> str:
-    """The library's words, in ours where we know what they mean."""
-    missing = _MISSING.search(error)
-    if missing:
-        names: list[str] = json.loads(missing[1])
-        listed = ", ".join(f'"{name}"' for name in names)
-        return f"the schema keyword{'s' * (len(names) > 1)} {listed} {'are' if len(names) > 1 else 'is'} not supported"
-    error = error.replace("<non-verbose/>", "").strip()
-    if error.startswith("panic"):
-        return "it cannot be compiled; simplify it"
-    return error if len(error) <= _SHOWN_CHARS else f"{error[:_SHOWN_CHARS]}..."

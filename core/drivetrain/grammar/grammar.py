@@ -22,12 +22,14 @@ class Grammar:
         kind: what `value` is. An answer to `json_object` is any JSON object.
         value: JSON text for `json_schema`, `choice` (an array of strings) and `structural_tag`; the expression for
             `regex`; a grammar with the rule `start` for `lark`; empty for `json_object`.
+        schemas: where `value` was made from JSON schemas that were sent: what messages call each, and its text.
         within: a grammar in Lark's syntax in which the form is the rule `@content`; empty where it is the whole answer.
     """
 
     kind: GrammarKind
     value: str = field(default="", repr=False)
     within: str = field(default="", repr=False)
+    schemas: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):

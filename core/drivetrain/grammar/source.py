@@ -33,6 +33,8 @@ _SCHEMAS = ("items", "additionalProperties", "additionalItems")
 _REGEX_SIGNS = re.compile(r"[^0-9A-Za-z_\x80-\U0010FFFF]")
 
 
+REFUSAL = "grammar: "
+"""How the message of a refusal begins."""
 CONTENT = "@content"
 """What `Grammar.within` calls the form."""
 
@@ -119,7 +121,7 @@ def parsed(text: str) -> object:
 
 def refusal(reason: str) -> RequestError:
     """The error about a request's grammar."""
-    return RequestError(f"grammar: {reason}", param="grammar")
+    return RequestError(REFUSAL + reason, param="grammar")
 
 
 def _no_number(name: str) -> object:

@@ -21,7 +21,7 @@ from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, R
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.capabilities import Dtype, KVDtype
 from drivetrain_plugins.contract.executor import Progress, Weights
-from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec
+from drivetrain_plugins.contract.memory import KVSpec, kv_spec
 from drivetrain_plugins.contract.model import AttentionSpec, DecoderSpec, RotarySpec, weight_shapes
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, StepContext
 from drivetrain_plugins.contract.slots import StepInputs
@@ -80,16 +80,7 @@ class Decoder:
 
     def kv_spec(self, kv_dtype: KVDtype, page_size: int) -> KVSpec:
         """The cache that this rank needs."""
-        return KVSpec(
-            layers=tuple(
-                KVLayerSpec(
-                    num_kv_heads=layer.mixer.num_kv_heads, head_dim=layer.mixer.head_dim, window=layer.mixer.window
-                )
-                for layer in self._share.layers
-            ),
-            dtype=kv_dtype,
-            page_size=page_size,
-        )
+        return kv_spec(self._share, kv_dtype, page_size)
 
     @torch.inference_mode()
     def load(self, weights: Weights, progress: Progress) -> None:

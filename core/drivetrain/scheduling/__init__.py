@@ -1,1 +1,1 @@
-"""The parts of the scheduler: its limits, its queue, and what a step says."""
+"""The parts of the scheduler: its limits, what they admit, its queue, and what a step says."""

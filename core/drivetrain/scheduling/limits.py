@@ -76,3 +76,8 @@ class SchedulerLimits:
                 f"max_step_tokens: {self.max_step_tokens} is below max_model_len {self.max_model_len}, which needs "
                 "chunked_prefill; enable it, raise max_step_tokens or lower max_model_len"
             )
+
+    @property
+    def num_usable_pages(self) -> int:
+        """KV pages that requests may have: all but the null page."""
+        return self.num_pages - 1

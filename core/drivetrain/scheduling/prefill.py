@@ -45,6 +45,11 @@ class PrefillPlanner:
         """Tokens of newly admitted requests that were looked up in the prefix index."""
         self.hit_tokens = 0
 
+    @property
+    def lacks_pages(self) -> bool:
+        """Whether the request that is to be admitted next found too few pages, when it was last its turn."""
+        return self._blocked is not None and self._blocked.status is not Status.FINISHED
+
     def plan(self, step: Schedule, budget: int) -> None:
         """Adds chunks of up to `budget` tokens in all to `step`, admitting requests as slots and pages allow."""
         self._running.compact()

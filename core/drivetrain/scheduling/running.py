@@ -34,6 +34,9 @@ class RunningSet:
         self.held: dict[Request, None] = {}
         """Get no row, and are not admitted, until they are let go; in the order in which they were held."""
         self.num_preemptions = 0
+        """Times that a request gave way to another."""
+        self.num_holds = 0
+        """Times that a request came to be held."""
         self._num_running = 0
 
     def __len__(self) -> int:
@@ -64,6 +67,7 @@ class RunningSet:
 
     def hold(self, request: Request) -> None:
         """Lets `request` sit out the steps to come; what it has in flight counts."""
+        self.num_holds += request not in self.held
         self.held[request] = None
         if request.row_limit:
             request.row_limit = request.num_computed
@@ -107,6 +111,7 @@ class RunningSet:
             request.in_flight -= 1
             request.last_step -= 1
         step.preempted.append(request)
+        self.num_preemptions += 1
         self._stop(request)
 
     def sit_out(self, request: Request, step: Schedule) -> None:
@@ -172,7 +177,6 @@ class RunningSet:
         self._leave(request)
         request.status = Status.PREEMPTED
         request.num_preemptions += 1
-        self.num_preemptions += 1
         self._kv.release(request)  # steps run in order: what is in flight is done with the pages before the next begins
         last = self._last_in_flight(request)
         if last is None:

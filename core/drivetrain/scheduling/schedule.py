@@ -71,12 +71,23 @@ class Landed(msgspec.Struct, eq=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStats:
-    """Counters of a scheduler; pages do not count the null page, so free + cached + used == total."""
+    """Counters of a scheduler; pages do not count the null page, so free + cached + used == total.
+
+    Attributes:
+        held: requests that sit steps out now.
+        awaiting_pages: requests that wait while the first of them finds too few pages.
+        held_for_masks: times that a row sat steps out because its mask was not made.
+        held_for_pages: times that a row sat a step out because the pages of others were still to come back.
+    """
 
     running: int
     waiting: int
     steps_in_flight: int
     preemptions: int
+    held: int
+    awaiting_pages: int
+    held_for_masks: int
+    held_for_pages: int
     pages_free: int
     pages_cached: int
     pages_used: int

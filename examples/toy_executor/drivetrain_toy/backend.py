@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ class ToyDevice(Device):
             max_head_dim=256,
             sampling=frozenset({"random"}),
             step_tokens=256,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
         self._executor = ToyExecutor()
 

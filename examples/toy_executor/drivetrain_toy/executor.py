@@ -11,7 +11,7 @@ import numpy as np
 
 from drivetrain_plugins.contract.batch import NUM_SLOT_COLUMNS, StepBatch, StepOutput, Ticket
 from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, Progress, Weights
-from drivetrain_plugins.contract.memory import KVLayerSpec, KVSpec, MemoryPlan
+from drivetrain_plugins.contract.memory import MemoryPlan, kv_spec
 from drivetrain_plugins.contract.model import DecoderSpec
 from drivetrain_plugins.contract.shapes import ShapePolicy
 from drivetrain_plugins.errors import OutOfMemory
@@ -139,10 +139,7 @@ class ToyExecutor(Executor):
 
 
 def _plan(spec: DecoderSpec, limits: ExecutorLimits) -> MemoryPlan:
-    layers = tuple(
-        KVLayerSpec(num_kv_heads=layer.mixer.num_kv_heads, head_dim=layer.mixer.head_dim) for layer in spec.layers
-    )
-    page_bytes = KVSpec(layers=layers, dtype="float32", page_size=limits.page_size).page_bytes
+    page_bytes = kv_spec(spec, "float32", limits.page_size).page_bytes
     allowed = limits.memory.kv_bytes or DEFAULT_KV_BYTES
     num_pages = min(limits.memory.max_pages, allowed // page_bytes)
     if num_pages < 2:

@@ -64,6 +64,8 @@ class CpuAllocator(Allocator):
         num_pages = min(limits.max_pages, self._budget(limits, memory, held=0) // spec.page_bytes)
         if num_pages < MIN_PAGES:
             raise OutOfMemory(self._too_small(spec, limits, memory))
+        if limits.kv_bytes is not None:
+            _check_free(num_pages, num_pages * spec.page_bytes, memory)
         try:
             cache = CpuKVCache(spec, num_pages)
         except RuntimeError as error:
@@ -96,12 +98,7 @@ class CpuAllocator(Allocator):
         cache = _own(cache)
         if not MIN_PAGES <= num_pages <= cache.reserved_pages:
             raise OutOfMemory(f"cannot commit {num_pages} pages: expected {MIN_PAGES} to {cache.reserved_pages}")
-        needed = max(0, num_pages - cache.num_pages) * cache.spec.page_bytes
-        available = host_memory().available
-        if needed > available:
-            raise OutOfMemory(
-                f"{num_pages} pages need {needed:,} more bytes and {available:,} are free; lower the KV memory limit"
-            )
+        _check_free(num_pages, (num_pages - cache.num_pages) * cache.spec.page_bytes, host_memory())
         cache.num_pages = num_pages
 
     def copy_pages(self, cache: KVCache, source: Sequence[int], destination: Sequence[int]) -> None:
@@ -145,6 +142,13 @@ class CpuAllocator(Allocator):
             f"{self._budget(limits, memory, held=0):,} are allowed for pages (free {memory.available:,} of "
             f"{memory.total:,}, limit {limits.kv_bytes if limits.kv_bytes is not None else 'none'}, share "
             f"{self._kv_share}, most pages {limits.max_pages}); free memory, raise the limit or use a smaller model"
+        )
+
+
+def _check_free(num_pages: int, needed: int, memory: HostMemory) -> None:
+    if needed > memory.available:
+        raise OutOfMemory(
+            f"{num_pages} pages need {needed:,} more bytes and {memory.available:,} are free; lower the KV memory limit"
         )
 
 

@@ -16,7 +16,7 @@ from drivetrain_plugins.contract.attention import AttentionLayer, NormWeights, R
 from drivetrain_plugins.contract.backend import Device
 from drivetrain_plugins.contract.batch import BatchLayout, StepBatch, Ticket, TokenMasks
 from drivetrain_plugins.contract.executor import Executor, ExecutorLimits, FetchedStep, Progress, Weights
-from drivetrain_plugins.contract.memory import KVCache, KVLayerSpec, KVSpec, MemoryPlan
+from drivetrain_plugins.contract.memory import KVCache, MemoryPlan, kv_spec
 from drivetrain_plugins.contract.model import DecoderSpec, LayerSpec
 from drivetrain_plugins.contract.ops import LayerWeights, LinearWeight, StepContext
 from drivetrain_plugins.contract.runtime import Replay
@@ -50,11 +50,7 @@ class PartsExecutor(Executor):
         device = self._device
         self._spec, self._limits = spec, limits
         self._policy = device.shape_policy(limits)
-        kv_layers = tuple(
-            KVLayerSpec(num_kv_heads=layer.mixer.num_kv_heads, head_dim=layer.mixer.head_dim) for layer in spec.layers
-        )
-        kv_spec = KVSpec(layers=kv_layers, dtype=limits.kv_dtype, page_size=limits.page_size)
-        self._cache: KVCache = device.allocator.reserve(kv_spec, limits.memory)
+        self._cache: KVCache = device.allocator.reserve(kv_spec(spec, limits.kv_dtype, limits.page_size), limits.memory)
         self._weights = weights
         self._embed_VD = self._put("embed.weight")
         self._lm_head = self._linear("lm_head.weight")

@@ -41,7 +41,8 @@ class Capabilities:
         async_execution: whether work runs on while the host goes on. False makes one-step-ahead pointless.
         step_tokens: tokens of a step that keep the device busy without making running answers wait long; the default of
             the token budget.
-        memory_bytes: memory that one rank may use.
+        memory_bytes: memory that one rank may use, with what others use of it now; 0 is unknown. Core refuses weights
+            and KV caches that cannot fit into it before anything is loaded.
         max_ranks: ranks that this machine has room for: its devices, or processes where they share one. 1 claims no
             communicator between ranks.
         features: further names, for reports only.

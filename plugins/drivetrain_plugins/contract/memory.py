@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drivetrain_plugins.contract.capabilities import KVDtype
+from drivetrain_plugins.contract.model import DecoderSpec
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
@@ -34,6 +35,19 @@ class KVSpec:
         """Bytes of one page over all layers, keys and values."""
         item = _ITEM_BYTES[self.dtype]
         return sum(2 * layer.num_kv_heads * layer.head_dim * item * self.page_size for layer in self.layers)
+
+
+def kv_spec(spec: DecoderSpec, dtype: KVDtype, page_size: int) -> KVSpec:
+    """The cache that core keeps for a model, or for a rank's share of one."""
+    mixers = [layer.mixer for layer in spec.layers]
+    return KVSpec(
+        layers=tuple(
+            KVLayerSpec(num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, window=mixer.window)
+            for mixer in mixers
+        ),
+        dtype=dtype,
+        page_size=page_size,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drivetrain.errors import ConfigError
+from drivetrain.errors import ConfigError, DrivetrainError
 from drivetrain_server.bench.traffic import Sample
 
 GOALS = ("ttft", "tpot", "latency")
+TOLD_PROBLEMS = 5
+
+
+class LoadFailed(DrivetrainError):
+    """No request of a load test succeeded, so that there is nothing to measure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,27 @@ def summarize(samples: Sequence[Sample], goals: Mapping[str, float] | None = Non
         good_share=met / len(samples) if goals else None,
         problems=dict(Counter(sample.problem for sample in samples if sample.problem is not None)),
     )
+
+
+def check_any_succeeded(samples: Sequence[Sample], what: str) -> None:
+    """Make sure that there is something to measure.
+
+    Args:
+        what: what the samples are, such as "requests".
+
+    Raises:
+        LoadFailed: none succeeded; says why.
+    """
+    problems = Counter(sample.problem for sample in samples if sample.problem is not None)
+    if sum(problems.values()) < len(samples):
+        return
+    told = [
+        problem if len(problems) == 1 else f"{count} with: {problem}"
+        for problem, count in problems.most_common(TOLD_PROBLEMS)
+    ]
+    if len(problems) > TOLD_PROBLEMS:
+        told.append(f"and {len(problems) - TOLD_PROBLEMS} other reasons")
+    raise LoadFailed(f"none of {len(samples)} {what} succeeded: {'; '.join(told)}")
 
 
 def distribution(seconds: Sequence[float]) -> Distribution | None:

@@ -133,7 +133,7 @@ async def _timed(endpoint: Endpoint, load: Load, job: Job, arrival: float | None
 
 def _take(sample: Sample, event: Json, now: float) -> None:
     match event:
-        case {"error": problem}:
+        case {"error": {"message": str(problem)}} | {"error": problem}:
             sample.problem = f"the stream ended with an error: {problem}"
             return
         case {"choices": [{"text": str(text), **choice}, *_]}:

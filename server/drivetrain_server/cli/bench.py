@@ -16,7 +16,7 @@ from drivetrain_server.cli.address import ApiKey, Url
 if TYPE_CHECKING:
     from drivetrain_server.bench.jobs import Job, Lengths
     from drivetrain_server.bench.report import LoadReport
-    from drivetrain_server.bench.traffic import Load
+    from drivetrain_server.bench.traffic import Load, Sample
     from drivetrain_server.http_client import Endpoint
 
 
@@ -147,21 +147,26 @@ class Shown:
 
 
 async def _run(endpoint: Endpoint, loads: list[Load], work: Work, goals: Mapping[str, float], shown: Shown) -> int:
-    """Every run of the sweep; returns how many requests failed."""
+    """Every run of the sweep; returns how many requests failed.
+
+    Raises:
+        LoadFailed: all of the warm-up or of one run did.
+    """
+    from drivetrain_server.bench.report import check_any_succeeded, summarize
     from drivetrain_server.bench.traffic import drive
     from drivetrain_server.http_client import served_model
 
     model = loads[0].model or await served_model(endpoint)
     if shown.warmup:
-        await drive(
-            endpoint,
-            replace(loads[0], model=model, rate=None, concurrency=8),
-            work.jobs(shown.warmup, f"{loads[0].seed}/warm-up"),
+        first = replace(loads[0], model=model, rate=None, concurrency=8)
+        check_any_succeeded(
+            await drive(endpoint, first, work.jobs(shown.warmup, f"{first.seed}/warm-up")), "warm-up requests"
         )
     failed = 0
     for number, load in enumerate(loads):
         load = replace(load, model=model)
-        report = await _measure(endpoint, load, work.jobs(work.num_requests, f"{load.seed}/{number}"), goals, shown)
+        samples = await _measure(endpoint, load, work.jobs(work.num_requests, f"{load.seed}/{number}"), shown)
+        report = summarize(samples, goals)
         failed += report.failed
         line = json.dumps({"url": endpoint.url, "load": asdict(load) | work.told(), **asdict(report)})
         if shown.output is not None:
@@ -169,18 +174,16 @@ async def _run(endpoint: Endpoint, loads: list[Load], work: Work, goals: Mapping
                 file.write(line + "\n")
         if shown.as_json:
             typer.echo(line)
-        else:
+        check_any_succeeded(samples, "requests")
+        if not shown.as_json:
             _show(endpoint.url, load, work, report)
     return failed
 
 
-async def _measure(
-    endpoint: Endpoint, load: Load, jobs: list[Job], goals: Mapping[str, float], shown: Shown
-) -> LoadReport:
+async def _measure(endpoint: Endpoint, load: Load, jobs: list[Job], shown: Shown) -> list[Sample]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from drivetrain_server.bench.report import summarize
     from drivetrain_server.bench.traffic import drive
 
     console = Console(stderr=True)
@@ -188,8 +191,7 @@ async def _measure(
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         bar = progress.add_task("requests", total=len(jobs))
-        samples = await drive(endpoint, load, jobs, on_done=lambda _: progress.advance(bar))
-    return summarize(samples, goals)
+        return await drive(endpoint, load, jobs, on_done=lambda _: progress.advance(bar))
 
 
 def _numbers(text: str | None, flag: str) -> list[float]:
@@ -248,4 +250,4 @@ def _show(url: str, load: Load, work: Work, report: LoadReport) -> None:
     if report.cached_tokens:
         console.print(f"{report.cached_tokens:,} of {report.input_tokens:,} prompt tokens came from the prefix cache")
     for problem, count in report.problems.items():
-        console.print(f"[red]{count} failed:[/red] {escape(problem)}", highlight=False)
+        console.print(f"[red]{count} of {work.num_requests} failed:[/red] {escape(problem)}", highlight=False)

@@ -99,7 +99,7 @@ class GenerateRoute(ABC, Generic[Fields]):
     """What is done, in the words of OpenTelemetry."""
     stream_format: ClassVar[StreamFormat] = EVENT_STREAM
     names: ClassVar[Mapping[str, str]] = {}
-    """Names of our fields to those of the API that this route speaks, for errors."""
+    """Names of our fields to those of the API that this route speaks, as `renamed` takes them."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -111,14 +111,6 @@ class GenerateRoute(ABC, Generic[Fields]):
             HttpError, DrivetrainError: what is wrong; the caller answers with it.
             ClientGone, SlowReader: nobody reads the answer.
         """
-        try:
-            await self._answer(exchange)
-        except RequestError as error:
-            raise renamed(http_error(error), self.names) from error
-        except HttpError as error:
-            raise renamed(error, self.names) from error
-
-    async def _answer(self, exchange: Exchange) -> None:
         service = self.service
         frontend = service.lifecycle.frontend()
         body = await read_json(exchange, service.config.max_body_bytes)
@@ -130,6 +122,16 @@ class GenerateRoute(ABC, Generic[Fields]):
         if (ready := self.ready_answer(fields)) is not None:
             await exchange.answer(ready)
             return
+        try:
+            await self._answer(exchange, frontend, fields)
+        except RequestError as error:
+            raise renamed(http_error(error), self.named(fields)) from error
+        except HttpError as error:
+            raise renamed(error, self.named(fields)) from error
+
+    async def _answer(self, exchange: Exchange, frontend: Frontend, fields: Fields) -> None:
+        """Answer a request whose fields are in order by themselves; what is wrong from here on is named by us."""
+        service, info = self.service, frontend.info
         usage_event, usage_always = fields.stream_usage
         envelope = Envelope(
             id=f"{self.id_prefix}{fields.request_id or exchange.request_id}",
@@ -163,6 +165,10 @@ class GenerateRoute(ABC, Generic[Fields]):
     def model_name(self, fields: Fields, info: EngineInfo) -> str:
         """The model that is meant, as the engine calls it."""
         return fields.model
+
+    def named(self, fields: Fields) -> Mapping[str, str]:
+        """Names of our fields to those that this request used instead, for errors."""
+        return self.names
 
     def ready_answer(self, fields: Fields) -> bytes | None:
         """The whole answer to a request that asks for no tokens; None for all others."""

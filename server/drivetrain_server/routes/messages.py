@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import orjson
@@ -16,7 +17,7 @@ from drivetrain_server.exchange import Exchange
 from drivetrain_server.routes.chat import converse_as
 from drivetrain_server.routes.generate import GenerateRoute, Plan
 from drivetrain_server.service import Service, ignored_fields
-from drivetrain_server.wire.messages import CHAT_NAMES, MessagesFields, MessagesRequest
+from drivetrain_server.wire.messages import MessagesFields, MessagesRequest
 from drivetrain_server.wire.unservable import MESSAGES, refuse_unservable
 from drivetrain_server.wire.validation import parse, renamed
 
@@ -26,10 +27,12 @@ class MessagesRoute(GenerateRoute[MessagesRequest]):
 
     unservable = MESSAGES
     id_prefix = "msg_"
-    names = CHAT_NAMES
 
     def parse(self, body: JsonObject) -> MessagesRequest:
         return parse(MessagesRequest, body)
+
+    def named(self, fields: MessagesRequest) -> Mapping[str, str]:
+        return fields.chat_names
 
     def error_event(self, error: HttpError) -> bytes:
         return messages_error_event(error)
@@ -54,14 +57,6 @@ class CountTokensRoute:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer with `input_tokens`."""
-        try:
-            await self._answer(exchange)
-        except RequestError as error:
-            raise renamed(http_error(error), CHAT_NAMES) from error
-        except HttpError as error:
-            raise renamed(error, CHAT_NAMES) from error
-
-    async def _answer(self, exchange: Exchange) -> None:
         service = self.service
         frontend = service.lifecycle.frontend()
         body = await read_json(exchange, service.config.max_body_bytes)
@@ -69,5 +64,10 @@ class CountTokensRoute:
         fields = parse(MessagesFields, body)
         service.check_model(fields.model, frontend.info)
         exchange.extra_headers += ignored_fields(fields.unknown, dict(MESSAGES))
-        reply, _ = await converse_as(service, frontend, fields.chat_body())
+        try:
+            reply, _ = await converse_as(service, frontend, fields.chat_body())
+        except RequestError as error:
+            raise renamed(http_error(error), fields.chat_names) from error
+        except HttpError as error:
+            raise renamed(error, fields.chat_names) from error
         await exchange.answer(orjson.dumps({"input_tokens": len(reply.prompt_ids)}))

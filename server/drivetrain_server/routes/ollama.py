@@ -55,7 +55,6 @@ class OllamaRoute(GenerateRoute[Fields]):
     unservable = OLLAMA
     id_prefix = "ollama-"
     stream_format = JSON_LINES
-    names = CHAT_NAMES
     chat: ClassVar[bool]
 
     def model_name(self, fields: Fields, info: EngineInfo) -> str:
@@ -101,6 +100,7 @@ class OllamaChatRoute(OllamaRoute[OllamaChat]):
     """Goes on with a conversation."""
 
     chat = True
+    names: ClassVar[Mapping[str, str]] = CHAT_NAMES | {"prompt": "messages"}
 
     def parse(self, body: JsonObject) -> OllamaChat:
         return parse(OllamaChat, body)
@@ -116,6 +116,7 @@ class OllamaGenerateRoute(OllamaRoute[OllamaGenerate]):
     """Goes on from a text."""
 
     chat = False
+    names: ClassVar[Mapping[str, str]] = CHAT_NAMES | {"messages": "prompt"}
 
     def parse(self, body: JsonObject) -> OllamaGenerate:
         return parse(OllamaGenerate, body)

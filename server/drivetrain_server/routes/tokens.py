@@ -22,6 +22,8 @@ class TokenizeRoute:
         """Answer with `tokens`, `count` and `max_model_len`."""
         frontend = self.service.lifecycle.frontend()
         body = await read_json(exchange, self.service.config.max_body_bytes)
+        if body.keys().isdisjoint(("prompt", "messages")):
+            raise refuse("prompt", "send a prompt or messages", code="missing_required_parameter")
         fields = parse(TokenizeChat if "messages" in body else TokenizeText, body)
         self.service.check_model(fields.model, frontend.info)
         exchange.extra_headers += ignored_fields(fields.unknown)

@@ -8,9 +8,10 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, JsonValue, WithJsonSchema
 
 from drivetrain.conversation import Chat, Json, Message
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.tools import MAX_TOOLS, ToolChoice, ToolOffer, ToolUse, deeper_than, tool_use
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 MAX_MESSAGES = 4096
 MAX_VARIABLE_DEPTH = 8

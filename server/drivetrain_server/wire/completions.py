@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from drivetrain.sampling import MAX_N
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.sampling import INT32_MAX, SamplingFields
 from drivetrain_server.wire.validation import refuse
 
@@ -39,17 +40,19 @@ def prompts(value: object) -> Prompts:
     if _all_of(items, str):
         return cast("list[str]", items)
     if _all_of(items, list):
-        return [_ids(cast("list[object]", item)) for item in items]
-    raise ValueError("expected all strings, all integers, or all lists of integers")
+        return [_ids(cast("list[object]", item), f"list {at}: ") for at, item in enumerate(items)]
+    kinds = list(map(type, items))
+    odd = next((at for at, kind in enumerate(kinds) if kind is not kinds[0]), 0)
+    raise ValueError(f"expected all strings, all integers, or all lists of integers; item {odd} is {shown(items[odd])}")
 
 
-def _ids(items: list[object]) -> list[int]:
-    if not items or not _all_of(items, int):
-        raise ValueError("a list of token ids holds integers, at least one")
-    ids = cast("list[int]", items)
-    if min(ids) < 0 or max(ids) > INT32_MAX:
-        raise ValueError(f"token ids are 0 to {INT32_MAX}")
-    return ids
+def _ids(items: list[object], where: str = "") -> list[int]:
+    if not items:
+        raise ValueError(f"{where}a list of token ids holds at least one")
+    for at, item in enumerate(items):
+        if type(item) is not int or not 0 <= item <= INT32_MAX:
+            raise ValueError(f"{where}token ids are integers, 0 to {INT32_MAX}; item {at} is {shown(item)}")
+    return cast("list[int]", items)
 
 
 def _all_of(items: list[object], kind: type) -> bool:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.responses import Include
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 Json = dict[str, Any]
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 import orjson
 from pydantic import Field, JsonValue
 
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.sampling import INT32_MAX
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 Json = dict[str, Any]
 CHAT_NAMES = {
-    "tools": "tools",
-    "tool_choice": "tool_choice",
+    "tools[].function": "tools[]",
+    "tools[].function.parameters": "tools[].input_schema",
     "max_completion_tokens": "max_tokens",
     "reasoning_effort": "thinking",
     "stop": "stop_sequences",
     "response_format": "output_config.format",
+    "response_format.json_schema": "output_config.format",
     "prompt": "messages",
 }
+"""Fields of chat completions to those of this API."""
 EFFORT_BY_BUDGET = ((4096, "low"), (16384, "medium"))
 """Tokens of thinking up to which an effort is meant; more is high."""
 
@@ -51,6 +55,13 @@ class MessagesFields(WireModel):
     template's."""
     output_config: dict[str, JsonValue] | None = None
     """`effort`; `format` of `json_schema`."""
+
+    @property
+    def chat_names(self) -> Mapping[str, str]:
+        """Fields of chat completions to those that this request used instead."""
+        if (self.output_config or {}).get("effort") is None:
+            return CHAT_NAMES
+        return CHAT_NAMES | {"reasoning_effort": "output_config.effort"}
 
     def chat_body(self) -> Json:
         """The conversation in the words of chat completions.
@@ -152,7 +163,10 @@ def _turn(message: dict[str, JsonValue], place: str) -> list[Json]:
 def _block(block: JsonValue, place: str) -> tuple[str, Json, str]:
     if not isinstance(block, dict):
         raise refuse(place, f"expected an object with `type`; got {shown(block)}")
-    return str(block.get("type")), cast("Json", block), place
+    kind = block.get("type")
+    if not isinstance(kind, str):
+        raise refuse(f"{place}.type", f"expected a string; got {shown(kind)}")
+    return kind, cast("Json", block), place
 
 
 def _user(blocks: list[tuple[str, Json, str]], place: str) -> list[Json]:
@@ -169,7 +183,7 @@ def _user(blocks: list[tuple[str, Json, str]], place: str) -> list[Json]:
             else:
                 turns.append({"role": "user", "content": [part]})
         else:
-            raise _unserved(kind, where)
+            raise _unserved(kind, where, "text", "tool_result")
     return turns
 
 
@@ -187,7 +201,7 @@ def _assistant(blocks: list[tuple[str, Json, str]], place: str) -> Json:
             function = {"name": _string(block, "name", where), "arguments": orjson.dumps(given).decode()}
             calls.append({"id": _string(block, "id", where), "type": "function", "function": function})
         else:
-            raise _unserved(kind, where)
+            raise _unserved(kind, where, "text", "thinking", "tool_use")
     turn: Json = {"role": "assistant", "content": text if text or not calls else None}
     if thinking:
         turn["reasoning"] = thinking
@@ -204,7 +218,7 @@ def _text_of(content: object, place: str) -> str:
     for at, item in enumerate(cast("list[JsonValue]", content)):
         kind, block, where = _block(item, f"{place}[{at}]")
         if kind != "text":
-            raise _unserved(kind, where)
+            raise _unserved(kind, where, "text")
         texts.append(_string(block, "text", where))
     return "\n\n".join(texts) if place == "system" else "\n".join(texts)
 
@@ -215,13 +229,14 @@ def _tool(tool: dict[str, JsonValue], place: str) -> Json:
         raise refuse(
             f"{place}.type", f"this server runs no tools of its own; got {shown(kind)}", code="unsupported_parameter"
         )
+    name = _string(cast("Json", tool), "name", place)
     schema = tool.get("input_schema")
     if not isinstance(schema, dict):
         raise refuse(f"{place}.input_schema", f"expected a JSON schema; got {shown(schema)}")
-    function: Json = {"name": _string(cast("Json", tool), "name", place), "parameters": schema}
-    for name in ("description", "strict"):
-        if tool.get(name) is not None:
-            function[name] = tool[name]
+    function: Json = {"name": name, "parameters": schema}
+    for field in ("description", "strict"):
+        if tool.get(field) is not None:
+            function[field] = tool[field]
     return {"type": "function", "function": function}
 
 
@@ -248,5 +263,6 @@ def _string(block: Json, name: str, place: str) -> str:
     return value
 
 
-def _unserved(kind: str, place: str) -> Exception:
-    return refuse(f"{place}.type", f"only text is served here; got {shown(kind)}", code="unsupported_parameter")
+def _unserved(kind: str, place: str, *served: str) -> Exception:
+    listed = ", ".join(f'"{each}"' for each in served)
+    return refuse(f"{place}.type", f"served here: {listed}; got {shown(kind)}", code="unsupported_parameter")

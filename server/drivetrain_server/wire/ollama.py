@@ -9,9 +9,10 @@ import orjson
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema
 
 from drivetrain_server.wire.completions import MAX_PROMPTS
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.sampling import INT32_MAX
 from drivetrain_server.wire.unservable import OLLAMA_OPTIONS, refuse_unservable
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 Json = dict[str, Any]
 CHAT_NAMES = {
@@ -20,12 +21,11 @@ CHAT_NAMES = {
     "repetition_penalty": "options.repeat_penalty",
     "reasoning_effort": "think",
     "response_format": "format",
-    "top_logprobs": "top_logprobs",
-    "prompt": "messages",
 } | {
     name: f"options.{name}"
     for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
 }
+"""Fields of chat completions to those of this API."""
 _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -215,8 +215,12 @@ class OllamaGenerate(OllamaFields):
 
 def _inputs(value: object) -> list[str]:
     items = cast("list[object]", value) if isinstance(value, list) else [value]
-    if not items or len(items) > MAX_PROMPTS or not all(isinstance(item, str) for item in items):
-        raise ValueError(f"expected a string, or 1 to {MAX_PROMPTS} of them")
+    expected = f"expected a string, or 1 to {MAX_PROMPTS} of them"
+    if not 1 <= len(items) <= MAX_PROMPTS:
+        raise ValueError(expected)
+    for at, item in enumerate(items):
+        if not isinstance(item, str):
+            raise ValueError(f"{expected}; item {at} is {shown(item)}" if isinstance(value, list) else expected)
     return cast("list[str]", items)
 
 
@@ -261,7 +265,9 @@ def _turn(message: Mapping[str, JsonValue], place: str, calls: list[tuple[str, s
         raise refuse(f"{place}.content", f"expected a string; got {shown(content)}")
     turn: Json = {"role": role, "content": content or ""}
     thinking = message.get("thinking")
-    if isinstance(thinking, str) and thinking:
+    if not isinstance(thinking, str | None):
+        raise refuse(f"{place}.thinking", f"expected a string; got {shown(thinking)}")
+    if thinking:
         turn["reasoning"] = thinking
     made = message.get("tool_calls")
     if made:
@@ -280,13 +286,17 @@ def _turn(message: Mapping[str, JsonValue], place: str, calls: list[tuple[str, s
 
 def _calls(made: JsonValue, place: str, calls: list[tuple[str, str]]) -> list[Json]:
     """Calls with ids, which Ollama's messages have none of."""
+    if not isinstance(made, list):
+        raise refuse(place, f"expected an array; got {shown(made)}")
     listed: list[Json] = []
-    for at, call in enumerate(made if isinstance(made, list) else []):
+    for at, call in enumerate(made):
         function = call.get("function") if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         given = function.get("arguments", {}) if isinstance(function, dict) else None
         if not isinstance(call, dict) or not isinstance(name, str) or not isinstance(given, dict):
-            raise refuse(f"{place}[{at}]", "expected a `function` with `name` and an object of `arguments`")
+            raise refuse(
+                f"{place}[{at}]", "expected a `function` with `name` and an object of `arguments`; got {shown(call)}"
+            )
         known = call.get("id")
         call_id = known if isinstance(known, str) else f"call_{len(calls)}_{at}"
         calls.append((call_id, name))

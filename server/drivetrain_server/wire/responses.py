@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, JsonValue
 
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.sampling import INT32_MAX, Probability
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 Json = dict[str, Any]
 MAX_ITEMS = 4096
@@ -19,7 +20,10 @@ CHAT_NAMES = {
     "max_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "tools[].function": "tools[]",
 }
+"""Fields of chat completions to those of this API."""
 Include = Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], Field(max_length=8)]
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 
@@ -131,6 +135,8 @@ class ResponsesRequest(WireModel):
         Raises:
             HttpError: 400, with the field at fault.
         """
+        if not messages:
+            raise refuse("input", "it holds nothing but reasoning; add a message")
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         body: Json = {"model": self.model, "messages": [*system, *messages]}
         for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
@@ -207,7 +213,9 @@ def _parts(content: object, place: str) -> list[Json]:
     parts: list[Json] = []
     for at, part in enumerate(cast("list[object]", content)):
         where = f"{place}[{at}]"
-        kind = cast("Json", part).get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            raise refuse(where, f"expected an object with `type` and `text`; got {shown(part)}")
+        kind = cast("Json", part).get("type")
         name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
         if name is None:
             raise refuse(f"{where}.type", f"only text is served; got {shown(kind)}", code="unsupported_parameter")
@@ -219,7 +227,9 @@ def _thought(item: Json, place: str) -> str:
     """The text of a reasoning item: the reasoning itself, else its summary."""
     for name in ("content", "summary"):
         parts = item.get(name)
-        if isinstance(parts, list) and parts:
+        if not isinstance(parts, list | None):
+            raise refuse(f"{place}.{name}", f"expected an array; got {shown(cast('object', parts))}")
+        if parts:
             listed = enumerate(cast("list[Json]", parts))
             return "".join(_text(part, "text", f"{place}.{name}[{at}]") for at, part in listed)
     return ""
@@ -241,16 +251,29 @@ def _tool(tool: dict[str, JsonValue], place: str) -> Json:
 
 
 def _choice(choice: str | dict[str, JsonValue] | None) -> object:
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        offered = choice.get("tools")
-        listed = [
-            {"type": "function", "function": {"name": tool.get("name")}} if isinstance(tool, dict) else tool
-            for tool in (offered if isinstance(offered, list) else [])
-        ]
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": listed}}
-    return choice
+    match choice:
+        case None | "none" | "auto" | "required":
+            return choice
+        case {"type": "function"}:
+            return _named(choice, "tool_choice")
+        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": [_, *_] as tools}:
+            listed = [_named(tool, f"tool_choice.tools[{at}]") for at, tool in enumerate(tools)]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": listed}}
+        case _:
+            raise refuse(
+                "tool_choice",
+                'expected "none", "auto", "required", {"type": "function", "name": ...} or '
+                '{"type": "allowed_tools", "mode": "auto" or "required", "tools": [...]}; '
+                f"got {shown(choice)}",
+            )
+
+
+def _named(value: JsonValue, place: str) -> Json:
+    match value:
+        case {"type": "function", "name": str(name)} if name:
+            return {"type": "function", "function": {"name": name}}
+        case _:
+            raise refuse(place, f'expected {{"type": "function", "name": ...}}; got {shown(value)}')
 
 
 def _format(given: dict[str, JsonValue]) -> Json:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from drivetrain.errors import RequestError
 from drivetrain.sampling import MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOPS, SamplingParams
+from drivetrain_server.wire.faults import shown
 from drivetrain_server.wire.structured import GrammarFields
 from drivetrain_server.wire.validation import WireModel, refuse
 
@@ -30,10 +31,13 @@ def _stops(value: object) -> list[str] | None:
     if value is None:
         return None
     items = cast("list[object]", value) if isinstance(value, list) else [value]
-    strings = [item for item in items if isinstance(item, str) and 1 <= len(item) <= MAX_STRING]
-    if len(strings) < len(items) or len(items) > MAX_STOPS:
-        raise ValueError(f"expected a string of 1 to {MAX_STRING} characters, or at most {MAX_STOPS} of them")
-    return strings
+    expected = f"expected a string of 1 to {MAX_STRING} characters, or at most {MAX_STOPS} of them"
+    if len(items) > MAX_STOPS:
+        raise ValueError(expected)
+    for at, item in enumerate(items):
+        if not isinstance(item, str) or not 1 <= len(item) <= MAX_STRING:
+            raise ValueError(f"{expected}; item {at} is {shown(item)}" if isinstance(value, list) else expected)
+    return cast("list[str]", items)
 
 
 class StreamOptions(WireModel):

@@ -10,7 +10,8 @@ from pydantic import Field, JsonValue, WithJsonSchema
 
 from drivetrain.conversation import ToolUse
 from drivetrain.dialects.forms import Tool
-from drivetrain_server.wire.validation import WireModel, refuse, shown
+from drivetrain_server.wire.faults import shown
+from drivetrain_server.wire.validation import WireModel, refuse
 
 MAX_TOOLS = 128
 MAX_DESCRIPTION = 16_384

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from drivetrain_server.errors import HttpError
+from drivetrain_server.wire.faults import first_fault
 
 Model = TypeVar("Model", bound="WireModel")
-SHOWN_CHARS = 60
-ROOT_NAME = re.compile(r"[^.\[]+")
+INDEX = re.compile(r"\[\d+\]")
+SNAKE_CASE = re.compile(r"(?<!['\"])\b[a-z]+(?:_[a-z]+)+\b")
 
 
 class WireModel(BaseModel):
@@ -44,14 +44,8 @@ def parse(model: type[Model], body: Mapping[str, object]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        param = spell(first["loc"])
-        if first["type"] == "missing":
-            message = f"{param}: this field is required and was not sent"
-        else:
-            message = f"{param}: {_reason(first)}; got {shown(first['input'])}"
-        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-        raise HttpError(400, message, param=param, code=code) from None
+        fault = first_fault(error.errors(include_url=False), body)
+        raise HttpError(400, fault.message, param=fault.param, code=fault.code) from None
 
 
 def refuse(param: str, message: str, *, code: str = "invalid_value") -> HttpError:
@@ -63,21 +57,19 @@ def renamed(error: HttpError, names: Mapping[str, str]) -> HttpError:
     """An error about a field that the client sent under another name.
 
     Args:
-        names: names of ours, up to the first `.` or `[`, to the client's.
+        names: our fields to the client's, `[]` for an index: `tools[].function` to `tools[]`. The longest one counts.
+            In the rest of the message a name of ours that is one word is replaced, too.
     """
     if error.param is None:
         return error
-    root = ROOT_NAME.match(error.param)
-    own = None if root is None else names.get(root[0])
-    if root is None or own is None:
-        return error
-    param = own + error.param[root.end() :]
-    message = error.message
-    if message.startswith(error.param):
-        message = param + message[len(error.param) :]
+    param = _renamed(error.param, names)
+    told = error.message.startswith(error.param)
+    rest = error.message[len(error.param) :] if told else error.message
+    words = {ours: theirs for ours, theirs in names.items() if SNAKE_CASE.fullmatch(ours)}
+    rest = SNAKE_CASE.sub(lambda word: words.get(word[0], word[0]), rest)
     return HttpError(
         error.status,
-        message,
+        param + rest if told else rest,
         type=error.type,
         param=param,
         code=error.code,
@@ -87,36 +79,13 @@ def renamed(error: HttpError, names: Mapping[str, str]) -> HttpError:
     )
 
 
-def spell(location: tuple[int | str, ...]) -> str:
-    """A place in the body as people write it: `messages[0].content`."""
-    path = ""
-    for part in location:
-        name = part if isinstance(part, int) else part[:SHOWN_CHARS]
-        path += f"[{name}]" if isinstance(part, int) else f".{name}" if path else str(name)
-    return path or "body"
-
-
-def shown(value: object) -> str:
-    """A value for a message, short whatever it is."""
-    if isinstance(value, dict):
-        return f"an object with {len(cast('dict[str, object]', value))} fields"
-    if isinstance(value, list):
-        return f"an array of {len(cast('list[object]', value))}"
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
-
-
-def _reason(error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
-    if error["type"] == "too_short":
-        return f"expected at least {_counted(context['min_length'])}"
-    if error["type"] == "too_long":
-        return f"expected at most {_counted(context['max_length'])}"
-    message = error["msg"].removeprefix("Value error, ")
-    return message[:1].lower() + message[1:] if message[:6] == "Input " else message
-
-
-def _counted(number: int) -> str:
-    return "1 item" if number == 1 else f"{number} items"
+def _renamed(param: str, names: Mapping[str, str]) -> str:
+    plain = INDEX.sub("[]", param)
+    found = [ours for ours in names if plain == ours or plain.startswith((f"{ours}.", f"{ours}["))]
+    if not found:
+        return param
+    ours = max(found, key=len)
+    indices = iter(INDEX.findall(param))
+    own, rest = names[ours].split("[]"), plain[len(ours) :].split("[]")
+    own[-1] += rest[0]
+    return "".join([own[0], *(f"{next(indices)}{part}" for part in (*own[1:], *rest[1:]))])

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,9 @@ def read(
     return joined
 
 
+HOW = st.fixed_dictionaries({"required": st.booleans(), "cut": st.booleans(), "max_calls": st.sampled_from((1, 1000))})
+
+
 def text_of(events: list[tuple[str, ...]], kind: str) -> str:
     return "".join(event[1] for event in events if event[0] == kind)
 
@@ -88,7 +92,7 @@ def calls_of(events: list[tuple[str, ...]]) -> list[tuple[str, object]]:
     return calls
 
 
-def read_one(one: Recorded, pieces: Sequence[str], **how: bool) -> list[tuple[str, ...]]:
+def read_one(one: Recorded, pieces: Sequence[str], **how: Any) -> list[tuple[str, ...]]:
     return read(pieces, one.tools, one.reasoning_family, reasons=one.reasons, **how)
 
 
@@ -112,7 +116,7 @@ def test_any_pieces_of_any_beginning_give_the_same(data: st.DataObject) -> None:
     text = one.text[: data.draw(st.integers(0, len(one.text)), label="length")]
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=20), label="cuts"))
     pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
-    how = data.draw(st.fixed_dictionaries({"required": st.booleans(), "cut": st.booleans()}))
+    how = data.draw(HOW)
     assert read_one(one, pieces, **how) == read_one(one, [text], **how)
 
 
@@ -133,7 +137,7 @@ def test_any_mixture_of_fragments_gives_the_same_and_never_fails(family: str, da
     text = "".join(parts)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=10)))
     pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
-    how = data.draw(st.fixed_dictionaries({"required": st.booleans(), "cut": st.booleans()}))
+    how = data.draw(HOW)
     whole = read([text], family, reasoning, **how)
     assert read(pieces, family, reasoning, **how) == whole
     assert read(list(text), family, reasoning, **how) == whole
@@ -173,6 +177,22 @@ def test_only_the_first_call_is_told_where_one_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("one", [one for one in RECORDED if one.calls], ids=lambda one: f"{one.tools}-{one.text[:20]}")
+def test_nothing_behind_the_only_call_is_told(one: Recorded) -> None:
+    """Whatever else came with its last character, and however the text was cut."""
+    dialect = choose_dialect((), {}, (), tool_parser=one.tools, reasoning_parser=one.reasoning_family)
+    reader = dialect.reader(TOOLS, reasons=one.reasons, max_calls=1)
+    ended = 0
+    while not reader.complete and ended < len(one.text):
+        reader.push(one.text[ended])
+        ended += 1
+    alone = read_one(one, [one.text[:ended]], max_calls=1)
+    assert calls_of(alone) == one.calls[:1] and alone[-1][0] == "end"
+    more = " And so on. <think>Hm.</think>" if reader.complete else ""
+    for pieces in ([one.text], list(one.text), [one.text + more]):
+        assert read_one(one, pieces, max_calls=1) == alone
+
+
+@pytest.mark.parametrize("one", [one for one in RECORDED if one.calls], ids=lambda one: f"{one.tools}-{one.text[:20]}")
 def test_an_answer_that_is_cut_anywhere_shows_no_piece_of_a_call(one: Recorded) -> None:
     forms = TOOL_FAMILIES[one.tools].forms
     marks = [mark for form in forms if not getattr(form, "careful", False) for mark in form.opens] or ["<|message|>"]
@@ -199,7 +219,7 @@ def test_a_required_answer_ends_with_a_call_that_is_made_once_more(family: str) 
     several = written_calls(form, [first, NOW, second, first, ("now", {"a": 1})])
     reader = choose_dialect((), {}, (), tool_parser=family).reader(TOOLS, reasons=False, required=True)
     ended = 0
-    while not reader.repeated:
+    while not reader.complete:
         reader.push(several[ended])
         ended += 1
     assert calls_of(read([several[:ended]], family, required=True)) == [first, NOW, second]
