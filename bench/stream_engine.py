@@ -114,7 +114,7 @@ def main() -> None:
     worker.listen()
 
     def behind() -> bool:
-        return not arguments.ahead and any(unread(each.connection) for each in worker._frontends)
+        return not arguments.ahead and any(unread(each.connection) for each in worker.frontends.connected())
 
     worker.run(ClockEngine(arguments.step_ms / 1e3, behind))  # type: ignore[arg-type]
 

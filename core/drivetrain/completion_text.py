@@ -15,8 +15,8 @@ from drivetrain.tokenizer.pieces import num_chars
 if TYPE_CHECKING:
     from drivetrain.tokenizer import Tokenizer
 
-Watch = Callable[[str], bool]
-"""Told the text of an answer as it comes; true where the answer ends with it."""
+Watch = Callable[[str, Sequence[int]], bool]
+"""Told the text and the tokens of an answer as they come; true where the answer ends with them."""
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +146,7 @@ class CompletionText:
             finish_reason, stop_reason = "stop", stopped
         elif finish_reason is not None and self._detokenizer is not None:
             text += self._detokenizer.finish()
-        elif finish_reason is None and self._watch is not None and self._watch(text):
+        elif finish_reason is None and self._watch is not None and self._watch(text, token_ids):
             finish_reason = "stop"
         self.num_tokens += len(token_ids)
         self.finish_reason, self.stop_reason = finish_reason, stop_reason

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from drivetrain.dialects.choose import Dialect, Reader, prompt_end
 from drivetrain.dialects.forms import Tool
 from drivetrain.dialects.grammar import call_grammar, form_of_content
+from drivetrain.dialects.mark_places import MarkPlaces
 from drivetrain.dialects.prompting import tools_in_words, with_words, without_calls
 from drivetrain.dialects.turn import Turns
 from drivetrain.errors import RequestError
@@ -181,16 +182,23 @@ def reply_to(
     if form is not None and (reasons or not chat.continue_final_message):
         form = form_of_content(dialect, form, frontend.special_tokens, prompt_end=end, reasons=reasons)
     max_calls = 1 << 20 if use.parallel else 1
+    # What is held to a grammar may spell its markers, and a model that is told of calls in words must.
+    spelt = calls is not None or form is not None or bool(use.tools and not chat.tools)
+    marks = dict[str, int]() if spelt else dialect.token_marks
 
     def reader() -> Reader:
-        return dialect.reader(tools, reasons=reasons, max_calls=max_calls, required=use.required)
+        return dialect.reader(tools, reasons=reasons, max_calls=max_calls, required=use.required, bound=marks.keys())
 
     shown = dialect.shown if reads_calls else dialect.shown_reasoning
-    pieces: Mapping[int, bytes] | None = None
-    if dialect.reads:
-        tokenizer = frontend.tokenizer
-        pieces = tokenizer.pieces_showing(shown) if skip_special_tokens else tokenizer.pieces
-    turns = Turns(reader, shown, pieces, ends=reads_calls and (use.required or not use.parallel))
+    tokenizer = frontend.tokenizer
+    pieces = tokenizer.pieces_showing(shown) if skip_special_tokens else tokenizer.pieces
+    token_ids = frozenset(marks.values())
+
+    def places() -> MarkPlaces | None:
+        return MarkPlaces(token_ids, pieces) if token_ids else None
+
+    counted = pieces if dialect.reads else None
+    turns = Turns(reader, shown, counted, make_places=places, ends=reads_calls and (use.required or not use.parallel))
     return Reply(prompt_ids=prompt_ids, turns=turns, calls=calls, form=form)
 
 

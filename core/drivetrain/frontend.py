@@ -109,7 +109,7 @@ class Frontend:
         return choose_dialect(
             () if template is None else template.sources.values(),
             self.special_tokens,
-            frozenset(tokenizer.added_tokens.values()),
+            {text: id for id, text in tokenizer.added_tokens.items()},
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
         )

@@ -13,6 +13,7 @@ import pytest
 from fakes.dialects import EFFORT, OPENS_THINKING, PLAIN, QWEN3, frontends_with
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
+from fakes.text import END, byte_tokenizer
 
 HELLO = [{"role": "user", "content": "Hi"}]
 WEATHER = {
@@ -106,6 +107,26 @@ def test_reasoning_can_be_left_out(client: openai.OpenAI) -> None:
 def test_one_call_at_a_time(client: openai.OpenAI) -> None:
     message = ask(client, parallel_tool_calls=False).choices[0].message
     assert [call.function.name for call in message.tool_calls] == ["get_weather"]
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_a_marker_that_is_spelt_is_text_where_the_tokenizer_has_it_as_a_token(batch: int) -> None:
+    marks = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    token = {text: token_id for token_id, text in byte_tokenizer(*marks).added_tokens.items()}
+    call = b'{"name": "now", "arguments": {}}'
+    spelt = f"So: <tool_call>{call.decode()}</tool_call> </think>"
+    script = [*spelt.encode(), token["<tool_call>"], *call, token["</tool_call>"], END]
+    engine = FakeEngine(lambda request, index: script)
+    engine.batch = batch
+    with (
+        RunningServer(engine, frontend=frontends_with(QWEN3, *marks)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        with made.chat.completions.stream(model="tiny", messages=HELLO, tools=[CLOCK]) as stream:  # type: ignore[arg-type, list-item]
+            streamed = stream.get_final_completion().choices[0]
+        for choice in (ask(made, tools=[CLOCK]).choices[0], streamed):
+            assert (choice.message.content, choice.finish_reason) == (spelt, "tool_calls")
+            assert [one.function.name for one in choice.message.tool_calls] == ["now"]
 
 
 def test_tool_choice_none_keeps_the_tools_from_the_model(server: RunningServer, client: openai.OpenAI) -> None:

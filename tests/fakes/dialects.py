@@ -32,10 +32,10 @@ EFFORT = "effort={{ reasoning_effort }} {% for m in messages %}{{ m.content }}{%
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 
 
-def frontends_with(template: str, **parsers: str) -> Callable[[EngineClient], Frontend]:
-    """Makes the text layer of a server with this chat template."""
+def frontends_with(template: str, *added: str, **parsers: str) -> Callable[[EngineClient], Frontend]:
+    """Makes the text layer of a server with this chat template, and these added tokens."""
 
     def make(engine: EngineClient) -> Frontend:
-        return Frontend(engine, byte_tokenizer(), chat_template=ChatTemplate({"default": template}), **parsers)
+        return Frontend(engine, byte_tokenizer(*added), chat_template=ChatTemplate({"default": template}), **parsers)
 
     return make

@@ -28,12 +28,13 @@ TEMPLATE = """
 
 
 @cache
-def byte_tokenizer() -> Tokenizer:
-    """Ids 0 to 255 are bytes; BEGIN goes before a prompt."""
+def byte_tokenizer(*added: str) -> Tokenizer:
+    """Ids 0 to 255 are bytes; BEGIN goes before a prompt; `added` tokens, which are not special, follow behind."""
     backend = tokenizers.Tokenizer(models.BPE(vocab=byte_level_alphabet(), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|begin|>", special=True)])
+    backend.add_tokens([AddedToken(text, normalized=False) for text in added])
     backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="<|begin|> $A", special_tokens=[("<|begin|>", BEGIN)]
     )

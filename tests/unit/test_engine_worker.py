@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from drivetrain.engine import Engine
 from drivetrain.errors import DeviceLost
 from drivetrain.messages import GenerateRequest, Phase, Update
-from drivetrain.process import worker as worker_module
+from drivetrain.process import frontends
 from drivetrain.process.frames import (
     HEADER,
     Abort,
-    AskStats,
     Died,
-    FromEngine,
     Progress,
     Ready,
     Refused,
@@ -29,78 +25,21 @@ from drivetrain.process.frames import (
     Shutdown,
     Sleep,
     Slept,
-    Stats,
     Submit,
-    ToEngine,
     Updates,
-    frame,
     raised,
 )
 from drivetrain.process.worker import Worker
 from drivetrain.sampling import SamplingParams
 from fakes.tiny_engine import run, tiny_engine
 from fakes.waiting import LIMIT_S, until
-from fakes.worker import listening_worker
+from fakes.worker import FrontendConnection, listening_worker
 
 
 def request(request_id: str, **params: object) -> GenerateRequest:
     merged = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8} | params
     prompt = list(range(20, 40))
     return GenerateRequest(request_id=request_id, prompt_ids=prompt, params=SamplingParams(**merged))  # type: ignore[arg-type]
-
-
-class Frontend:
-    """A connection as an API process has it."""
-
-    def __init__(self, path: Path) -> None:
-        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.connection.settimeout(LIMIT_S)
-        self.connection.connect(str(path))
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(FromEngine)
-
-    def send(self, message: ToEngine) -> None:
-        self.connection.sendall(frame(self._encoder, message))
-
-    def receive(self) -> FromEngine | None:
-        """The next message; None at the end."""
-        header = self._read(HEADER.size)
-        return None if header is None else self._decoder.decode(self._read(HEADER.unpack(header)[0]) or b"")
-
-    def until(self, wanted: Callable[[FromEngine], bool]) -> list[FromEngine]:
-        """Everything up to and with the first message that is `wanted`."""
-        seen: list[FromEngine] = []
-        while not seen or not wanted(seen[-1]):
-            message = self.receive()
-            assert message is not None, f"the connection ended after {seen}"
-            seen.append(message)
-        return seen
-
-    def answer(self, request_id: str) -> list[Update]:
-        """Every update of a request, to its end."""
-        seen = self.until(
-            lambda message: (
-                isinstance(message, Updates)
-                and any(each.request_id == request_id and each.finish_reason for each in message.updates)
-            )
-        )
-        updates = [update for message in seen if isinstance(message, Updates) for update in message.updates]
-        return [update for update in updates if update.request_id == request_id]
-
-    def stats(self) -> Stats:
-        self.send(AskStats())
-        found = self.until(lambda message: isinstance(message, Stats))[-1]
-        assert isinstance(found, Stats)
-        return found
-
-    def _read(self, size: int) -> bytes | None:
-        data = b""
-        while len(data) < size:
-            part = self.connection.recv(size - len(data))
-            if not part:
-                return None
-            data += part
-        return data
 
 
 class Running:
@@ -112,7 +51,7 @@ class Running:
         self.error: BaseException | None = None
         self.engine: Engine | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.frontends: list[Frontend] = []
+        self.frontends: list[FrontendConnection] = []
         self.go_on = threading.Event()
 
     def serve(self, engine: Engine, *, stop_after: int | None = None) -> None:
@@ -137,8 +76,8 @@ class Running:
         self.engine = engine
         self.thread.start()
 
-    def connect(self, *, ready: bool = True) -> Frontend:
-        frontend = Frontend(self.path)
+    def connect(self, *, ready: bool = True) -> FrontendConnection:
+        frontend = FrontendConnection(self.path)
         self.frontends.append(frontend)
         if ready:
             frontend.until(lambda message: isinstance(message, Ready))
@@ -246,8 +185,8 @@ def test_a_frontend_that_leaves_takes_its_requests_with_it(served: Running) -> N
 
 
 def test_a_frontend_that_stops_reading_is_given_up(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_SEND_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(worker_module, "_SEND_BUFFER_BYTES", 4096)
+    monkeypatch.setattr(frontends, "SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(frontends, "_SEND_BUFFER_BYTES", 4096)
     served.serve(tiny_engine())
     stuck, healthy = served.connect(), served.connect()
     for turn in range(20):

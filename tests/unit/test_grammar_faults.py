@@ -93,7 +93,7 @@ def test_of_many_tools_the_one_at_fault_is_named() -> None:
         name: Tool(name=name, parameters={"type": "object", "properties": {"city": {"type": kind}}})
         for name, kind in (("fine", "string"), ("bad", "town"))
     }
-    dialect = choose_dialect([], {}, (), tool_parser="hermes")
+    dialect = choose_dialect([], {}, {}, tool_parser="hermes")
     grammar = call_grammar(dialect, tools, {}, required=True, parallel=True, prompt_end="", reasons=False)
     assert refusal(grammar) == 'grammar: parameters of "bad".properties.city: Invalid type: town'
 

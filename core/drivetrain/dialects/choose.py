@@ -10,7 +10,8 @@ from drivetrain.config.schema import suggestion
 from drivetrain.dialects.events import Spoken
 from drivetrain.dialects.forms import ReasoningFamily, Tool, ToolFamily
 from drivetrain.dialects.harmony import HARMONY_MARKERS, HarmonyReader
-from drivetrain.dialects.reader import DialectReader, Markers, marker_texts, markers
+from drivetrain.dialects.mark_places import token_marks
+from drivetrain.dialects.reader import DialectReader, Markers, marker_texts, markers, opening_marks
 from drivetrain.dialects.reasoning_families import REASONING_FAMILIES
 from drivetrain.dialects.spoken import Transcript, call_id, nine_letters
 from drivetrain.dialects.thoughts import Thoughts
@@ -29,9 +30,11 @@ class Reader(Protocol):
 
     Attributes:
         thoughts: counts the tokens of the reasoning, once it is told all tokens.
+        marks: as of `Tape`.
     """
 
     thoughts: Thoughts
+    marks: set[int]
 
     @property
     def complete(self) -> bool:
@@ -60,6 +63,7 @@ class Dialect:
         tool_name: of the family in `TOOL_FAMILIES`, None for a model whose calls are not read.
         shown: special tokens that are markers, so they have to stay in the text.
         shown_reasoning: those that are needed where a request has no tools.
+        token_marks: markers that the tokenizer knows as tokens, with the token that each begins with.
     """
 
     tool_name: str | None
@@ -68,6 +72,7 @@ class Dialect:
     reasoning: ReasoningFamily | None
     shown: frozenset[int]
     shown_reasoning: frozenset[int]
+    token_marks: Mapping[str, int]
     with_tools: Markers
     without_tools: Markers
 
@@ -83,6 +88,7 @@ class Dialect:
         reasons: bool,
         max_calls: int = 1 << 20,
         required: bool = False,
+        bound: Collection[str] = (),
         make_id: Callable[[], str] | None = None,
     ) -> Reader:
         """A reader for one answer.
@@ -91,13 +97,14 @@ class Dialect:
             tools: what the request offers, by name; without any, calls are content.
             reasons: the prompt ended within reasoning.
             max_calls, required: as of `Transcript`.
+            bound: as of `Tape`.
         """
         nine = self.tools is not None and self.tools.ids == "nine"
         out = Transcript(tools, make_id or (nine_letters if nine else call_id), max_calls, required=required)
         channels = self.reasoning is not None and self.reasoning.channels
         if channels or (tools and self.tools is not None and self.tools.channels):
-            return HarmonyReader(out, calls=bool(tools))
-        return DialectReader(self.with_tools if tools else self.without_tools, out, reasons=reasons)
+            return HarmonyReader(out, calls=bool(tools), bound=bound)
+        return DialectReader(self.with_tools if tools else self.without_tools, out, reasons=reasons, bound=bound)
 
     def reasons_after(self, prompt_end: str) -> bool:
         """Whether a prompt that ends so leaves the answer within reasoning."""
@@ -113,7 +120,7 @@ def prompt_end(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
 def choose_dialect(
     templates: Iterable[str],
     special: Mapping[str, int],
-    added: Collection[str],
+    added: Mapping[str, int],
     *,
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
@@ -123,7 +130,7 @@ def choose_dialect(
     Args:
         templates: sources of its chat templates.
         special: special tokens by their text.
-        added: texts of all added tokens.
+        added: all added tokens by their text.
         tool_parser: a name of `TOOL_FAMILIES`, `auto` or `none`; `auto` takes `json` where no signs are found.
 
     Raises:
@@ -138,6 +145,9 @@ def choose_dialect(
         reasoning_name = _signed(REASONING_FAMILIES, text, added)
     tools = None if tool_name is None else TOOL_FAMILIES[tool_name]
     reasoning = None if reasoning_name is None else REASONING_FAMILIES[reasoning_name]
+    marks = opening_marks(tools, reasoning)
+    if _has_channels(tools, reasoning):
+        marks = [*marks, *HARMONY_MARKERS]
     return Dialect(
         tool_name=tool_name,
         reasoning_name=reasoning_name,
@@ -145,6 +155,7 @@ def choose_dialect(
         reasoning=reasoning,
         shown=_shown(special, tools, reasoning),
         shown_reasoning=_shown(special, None, reasoning),
+        token_marks=token_marks(marks, added),
         with_tools=markers(tools, reasoning),
         without_tools=markers(None, reasoning),
     )
@@ -187,9 +198,13 @@ def _signed(families: Mapping[str, Family], text: str, added: Collection[str]) -
     return None
 
 
+def _has_channels(tools: ToolFamily | None, reasoning: ReasoningFamily | None) -> bool:
+    return (tools is not None and tools.channels) or (reasoning is not None and reasoning.channels)
+
+
 def _shown(special: Mapping[str, int], tools: ToolFamily | None, reasoning: ReasoningFamily | None) -> frozenset[int]:
     texts = [*marker_texts(tools, reasoning)]
-    if (tools is not None and tools.channels) or (reasoning is not None and reasoning.channels):
+    if _has_channels(tools, reasoning):
         texts += HARMONY_MARKERS
     # A marker may consist of several tokens, and a pattern spells them with backslashes.
     joined = "\n".join(texts) + "\n" + "\n".join(texts).replace("\\", "")

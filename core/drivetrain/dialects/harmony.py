@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from drivetrain.detokenizer import stop_automaton
 from drivetrain.dialects.events import Spoken
@@ -44,13 +45,15 @@ class HarmonyReader:
     Args:
         out: gathers the events; it holds the tools.
         calls: a message to a function is a call; else its text is content.
+        bound: as of `Tape`.
     """
 
-    def __init__(self, out: Transcript, *, calls: bool) -> None:
+    def __init__(self, out: Transcript, *, calls: bool, bound: Collection[str] = ()) -> None:
         self.thoughts = out.thoughts
         self._out = out
         self._calls = calls
-        self._tape = Tape()
+        self._tape = Tape(bound)
+        self.marks = self._tape.marks
         self._program = self._read()
         next(self._program)
 

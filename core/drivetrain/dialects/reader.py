@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from drivetrain.detokenizer import StopAutomaton, stop_automaton
@@ -74,13 +74,15 @@ class DialectReader:
         marks: of the families.
         out: gathers the events; it holds the tools.
         reasons: the prompt ended within reasoning.
+        bound: as of `Tape`.
     """
 
-    def __init__(self, marks: Markers, out: Transcript, *, reasons: bool) -> None:
+    def __init__(self, marks: Markers, out: Transcript, *, reasons: bool, bound: Collection[str] = ()) -> None:
         self._marks = marks
         self.thoughts = out.thoughts
         self._out = out
-        self._tape = Tape()
+        self._tape = Tape(bound)
+        self.marks = self._tape.marks
         self._program = self._read(reasons)
         next(self._program)
 
@@ -161,6 +163,16 @@ class DialectReader:
                 yield from HeaderCalls(form, tape, out).read(opening)
         # Of a call that was cut, the beginning of a tag may be left.
         out.marked = out.marked and out.cut
+
+
+def opening_marks(tools: ToolFamily | None, reasoning: ReasoningFamily | None) -> Sequence[str]:
+    """Every marker of two families that changes what the text behind it is."""
+    marks = [] if reasoning is None else [reasoning.open, reasoning.close, *reasoning.dropped]
+    for form in tools.forms if tools is not None else ():
+        marks += form.opens
+        if isinstance(form, HeaderForm):
+            marks += form.section
+    return [mark for mark in marks if mark]
 
 
 def marker_texts(tools: ToolFamily | None, reasoning: ReasoningFamily | None) -> Sequence[str]:

@@ -6,7 +6,7 @@ text is its place in the code. Each character is read once, whatever the pieces 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import TypeVar
 
 from drivetrain.detokenizer import StopAutomaton
@@ -21,11 +21,21 @@ WINDOW = 1024
 
 
 class Tape:
-    """What has arrived and is not read yet. `ended` means that no more comes."""
+    """What has arrived and is not read yet. `ended` means that no more comes.
 
-    __slots__ = ("_at", "_fed", "_text", "ended")
+    Args:
+        bound: markers that are text unless they begin at one of `marks`.
 
-    def __init__(self) -> None:
+    Attributes:
+        marks: where, in characters from the beginning, tokens begin that are markers; those of a text are added before
+            it is fed.
+    """
+
+    __slots__ = ("_at", "_bound", "_fed", "_text", "ended", "marks")
+
+    def __init__(self, bound: Collection[str] = ()) -> None:
+        self.marks: set[int] = set()
+        self._bound = bound
         self._text = ""
         self._at = 0
         self._fed = 0
@@ -104,11 +114,11 @@ class Tape:
             text = self._text[self._at : self._at + WINDOW]
             self._at += len(text)
             state, num_read, found = markers.scan(state, text)
+            self.give_back(text[num_read:])
             known = held + text[:num_read]
-            if found is not None:
+            if found is not None and self._is_mark(found):
                 if len(known) > len(found):
                     say(known[: -len(found)])
-                self.give_back(text[num_read:])
                 return found
             certain = len(known) - markers.depth[state]
             if certain:
@@ -129,6 +139,10 @@ class Tape:
             taken.append(text[:num_read])
             size += num_read
             self.give_back(text[num_read:])
-            if found is not None:
+            if found is not None and self._is_mark(found):
                 return "".join(taken)[: -len(found)], found
         return "".join(taken), None
+
+    def _is_mark(self, found: str) -> bool:
+        """Whether the marker that was read last is one, not text that looks like it."""
+        return found not in self._bound or self.place - len(found) in self.marks

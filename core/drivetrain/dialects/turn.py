@@ -18,6 +18,7 @@ from drivetrain.dialects.events import (
     ToolCallBegin,
     ToolCallEnd,
 )
+from drivetrain.dialects.mark_places import MarkPlaces
 from drivetrain.messages import FinishReasonName, TokenLogprob
 
 __all__ = [
@@ -96,13 +97,20 @@ class Turn:
     Args:
         reader: what finds reasoning and calls; None takes all text as content.
         pieces: what each token adds to the text, to count those of the reasoning; None counts none.
+        places: tells the reader where markers may begin; None lets it find them by their text.
     """
 
-    __slots__ = ("_called", "_logprobs", "_pieces", "_reader", "_token_ids")
+    __slots__ = ("_called", "_logprobs", "_pieces", "_places", "_reader", "_token_ids")
 
-    def __init__(self, reader: Reader | None = None, pieces: Mapping[int, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader | None = None,
+        pieces: Mapping[int, bytes] | None = None,
+        places: MarkPlaces | None = None,
+    ) -> None:
         self._reader = reader
         self._pieces = pieces
+        self._places = places
         self._called = False
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -119,6 +127,8 @@ class Turn:
         if reader is None:
             events = [ContentDelta(text=delta.text)] if delta.text else []
         else:
+            if self._places is not None:
+                reader.marks.update(self._places.follow(delta.token_ids))
             if self._pieces is not None:
                 reader.thoughts.add(delta.token_ids, self._pieces, delta.text)
             events = [*reader.push(delta.text)] if delta.text else []
@@ -149,6 +159,7 @@ class Turns:
         make_reader: a new reader for each choice; None takes all text as content.
         shown: special tokens that the reader has to see in the text, whatever `skip_special_tokens` says.
         pieces: as of `Turn`.
+        make_places: as `places` of `Turn`, for each choice.
         ends: an answer ends where nothing that follows would count (see `Reader.complete`).
     """
 
@@ -158,11 +169,13 @@ class Turns:
         shown: Collection[int] = (),
         pieces: Mapping[int, bytes] | None = None,
         *,
+        make_places: Callable[[], MarkPlaces | None] = lambda: None,
         ends: bool = False,
     ) -> None:
         self.shown = frozenset(shown)
         self._make_reader = make_reader
         self._pieces = pieces
+        self._make_places = make_places
         self._ends = ends
         self._turns: list[Turn] = []
         self._open: dict[int, Turn] = {}
@@ -181,9 +194,11 @@ class Turns:
         """What ends a completion whose text has come to its end; None where nothing does."""
         if self._make_reader is None or not self._ends:
             return None
-        reader = self._make_reader()
+        reader, places = self._make_reader(), self._make_places()
 
-        def ended(text: str) -> bool:
+        def ended(text: str, token_ids: Sequence[int]) -> bool:
+            if places is not None:
+                reader.marks.update(places.follow(token_ids))
             reader.push(text)
             return reader.complete
 
@@ -211,7 +226,7 @@ class Turns:
         return message
 
     def _turn(self) -> Turn:
-        turn = Turn(None if self._make_reader is None else self._make_reader(), self._pieces)
+        turn = Turn(None if self._make_reader is None else self._make_reader(), self._pieces, self._make_places())
         self._turns.append(turn)
         return turn
 

@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -27,13 +26,9 @@ from drivetrain.engine import Engine
 from drivetrain.errors import Draining, DrivetrainError, RequestError
 from drivetrain.messages import Phase, Update
 from drivetrain.process.frames import (
-    HEADER,
-    MAX_FRAME_BYTES,
     Abort,
     AskStats,
     Died,
-    FromEngine,
-    Progress,
     Ready,
     ResetPrefixCache,
     Shutdown,
@@ -43,28 +38,18 @@ from drivetrain.process.frames import (
     Submit,
     ToEngine,
     Updates,
-    frame,
     refusal,
 )
+from drivetrain.process.frontends import SEND_TIMEOUT_S, Frontend, Frontends, Gone
 
-_SEND_TIMEOUT_S = 10.0
 _FAREWELL_S = 5.0
-_SEND_BUFFER_BYTES = 4 << 20
-
-
-@dataclass(slots=True, eq=False)
-class _Frontend:
-    """A connected API process."""
-
-    connection: socket.socket
-    requests: set[str] = field(default_factory=set[str])
 
 
 @dataclass(slots=True, eq=False)
 class _Owner:
     """Whose a request is. `line` is the number of its first completion; `silent` are those that brought nothing yet."""
 
-    frontend: _Frontend
+    frontend: Frontend
     line: int | None
     silent: set[int]
 
@@ -78,10 +63,6 @@ class _Parcel:
     token_ids: list[int] = field(default_factory=list[int])
 
 
-class _Gone(msgspec.Struct, frozen=True):
-    """Put into the inbox when a frontend's connection ends."""
-
-
 class _Orphaned(msgspec.Struct, frozen=True):
     """Put into the inbox when standard input closes."""
 
@@ -92,42 +73,40 @@ class _Compiled(msgspec.Struct, frozen=True):
     submit: Submit
 
 
-_Message: TypeAlias = ToEngine | _Gone | _Orphaned | _Compiled
-_Inbox = queue.SimpleQueue[tuple[_Frontend | None, _Message]]
+_Message: TypeAlias = ToEngine | Gone | _Orphaned | _Compiled
+_Inbox = queue.SimpleQueue[tuple[Frontend | None, _Message]]
 
 
 class Worker:
-    """Connects one engine with its frontends."""
+    """Connects one engine with its frontends.
+
+    Args:
+        listener: the socket that they connect to.
+
+    Attributes:
+        frontends: those that are connected.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
         self._inbox: _Inbox = queue.SimpleQueue()
-        self._frontends: list[_Frontend] = []
+        self.frontends = Frontends(listener, lambda frontend, message: self._inbox.put((frontend, message)))
         self._owners: dict[str, _Owner] = {}
-        self._encoder = msgspec.msgpack.Encoder()
-        self._lock = threading.Lock()
-        self._greeting: list[FromEngine] = []
-        self._greeted = threading.Event()
         self._drain_until: float | None = None
-        self._compiling: dict[str, _Frontend] = {}
+        self._compiling: dict[str, Frontend] = {}
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
 
     def listen(self) -> None:
         """Accept frontends and watch standard input, in the background."""
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        threading.Thread(target=self.frontends.accept, name="accept", daemon=True).start()
         threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
 
     def tell_progress(self, phase: Phase) -> None:
         """Send a start-up phase to every frontend, and to those that come later."""
-        with self._lock:
-            self._greeting = [
-                told for told in self._greeting if not (isinstance(told, Progress) and told.phase.name == phase.name)
-            ]
-        self._announce(Progress(phase))
+        self.frontends.announce_progress(phase)
 
     def run(self, engine: Engine) -> None:
         """Serve until told to stop."""
-        self._announce(Ready(engine.info))
+        self.frontends.announce(Ready(engine.info))
         while True:
             try:
                 while True:
@@ -150,11 +129,11 @@ class Worker:
 
     def die(self, error: BaseException) -> None:
         """Tell every frontend why the engine ends."""
-        self._announce(Died(type(error).__name__, str(error) or repr(error)))
+        self.frontends.announce(Died(type(error).__name__, str(error) or repr(error)))
         # One that is about to connect is told too: it would else know nothing but the exit status.
-        self._greeted.wait(_FAREWELL_S)
+        self.frontends.wait_for_one(_FAREWELL_S)
 
-    def _take(self, engine: Engine, frontend: _Frontend | None, message: _Message) -> bool:
+    def _take(self, engine: Engine, frontend: Frontend | None, message: _Message) -> bool:
         """Act on one message; False ends the loop."""
         match message:
             case Submit():
@@ -162,7 +141,7 @@ class Worker:
                 name = message.request.request_id
                 if name in self._owners or name in self._compiling:
                     error = RequestError(f"request_id: {name!r} is already running", param="request_id")
-                    self._send(frontend, refusal(name, error))
+                    self.frontends.send(frontend, refusal(name, error))
                 elif not self._compile_aside(engine, frontend, message):
                     self._submit(engine, frontend, message)
             case _Compiled(submit):
@@ -178,7 +157,7 @@ class Worker:
                     del self._compiling[request_id]
             case AskStats():
                 assert frontend is not None
-                self._send(frontend, Stats(engine.stats()))
+                self.frontends.send(frontend, Stats(engine.stats()))
             case ResetPrefixCache():
                 engine.reset_prefix_cache()
             case Sleep(wake):
@@ -186,12 +165,12 @@ class Worker:
                 try:
                     engine.wake() if wake else engine.sleep()
                 except DrivetrainError as error:
-                    self._send(frontend, Slept(type(error).__name__, str(error)))
+                    self.frontends.send(frontend, Slept(type(error).__name__, str(error)))
                 else:
-                    self._send(frontend, Slept())
+                    self.frontends.send(frontend, Slept())
             case Shutdown(drain_s):
                 self._drain_until = time.monotonic() + drain_s
-            case _Gone():
+            case Gone():
                 assert frontend is not None
                 self._forget(engine, frontend)
             case _Orphaned():
@@ -201,7 +180,7 @@ class Worker:
 
     def _deliver(self, engine: Engine, updates: list[Update]) -> None:
         """One frame a frontend and step."""
-        parcels: dict[_Frontend, _Parcel] = {}
+        parcels: dict[Frontend, _Parcel] = {}
         for update in updates:
             owner = self._owners.get(update.request_id)
             if owner is None:
@@ -222,7 +201,7 @@ class Worker:
                 if owner is not None:
                     owner.frontend.requests.discard(update.request_id)
         for frontend, parcel in parcels.items():
-            self._send(frontend, Updates(parcel.updates, parcel.lines, parcel.token_ids))
+            self.frontends.send(frontend, Updates(parcel.updates, parcel.lines, parcel.token_ids))
 
     def _abort_all(self, engine: Engine) -> None:
         for request_id in list(self._owners):
@@ -230,19 +209,19 @@ class Worker:
         while engine.has_work:
             self._deliver(engine, engine.step())
 
-    def _submit(self, engine: Engine, frontend: _Frontend, submit: Submit, *, accepted: bool = False) -> None:
+    def _submit(self, engine: Engine, frontend: Frontend, submit: Submit, *, accepted: bool = False) -> None:
         request = submit.request
         try:
             if self._drain_until is not None and not accepted:
                 raise Draining("the server is shutting down and takes no new work")
             engine.submit(request)
         except DrivetrainError as error:
-            self._send(frontend, refusal(request.request_id, error))
+            self.frontends.send(frontend, refusal(request.request_id, error))
         else:
             self._owners[request.request_id] = _Owner(frontend, submit.line, set(range(request.params.n)))
             frontend.requests.add(request.request_id)
 
-    def _compile_aside(self, engine: Engine, frontend: _Frontend, submit: Submit) -> bool:
+    def _compile_aside(self, engine: Engine, frontend: Frontend, submit: Submit) -> bool:
         """Compile a grammar that the engine does not know in a thread, so that others' steps go on meanwhile."""
         grammar = submit.request.params.grammar
         grammars = None if grammar is None else engine.grammars
@@ -261,66 +240,21 @@ class Worker:
         self._compiler.submit(compile_it)
         return True
 
-    def _forget(self, engine: Engine, frontend: _Frontend) -> None:
+    def _forget(self, engine: Engine, frontend: Frontend) -> None:
         self._compiling = {
             request_id: waiting for request_id, waiting in self._compiling.items() if waiting is not frontend
         }
         for request_id in frontend.requests:
             self._owners.pop(request_id, None)
             engine.abort(request_id)
-        with self._lock:
-            self._frontends.remove(frontend)
-        frontend.connection.close()
-
-    def _announce(self, message: FromEngine) -> None:
-        with self._lock:
-            self._greeting.append(message)
-            frontends = list(self._frontends)
-        for frontend in frontends:
-            self._send(frontend, message)
-
-    def _send(self, frontend: _Frontend, message: FromEngine) -> None:
-        try:
-            frontend.connection.sendall(frame(self._encoder, message))
-        except OSError:
-            # Part of a frame may be sent, so nothing may follow it. The reader thread wakes up and reports the end;
-            # closing instead would leave it, and the requests of this frontend, waiting.
-            with contextlib.suppress(OSError):
-                frontend.connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_SEND_TIMEOUT_S))
-            frontend = _Frontend(connection)
-            with self._lock:
-                self._frontends.append(frontend)
-                greeting = list(self._greeting)
-            for message in greeting:
-                self._send(frontend, message)
-            self._greeted.set()
-            threading.Thread(target=self._read, args=(frontend,), name="frontend", daemon=True).start()
-
-    def _read(self, frontend: _Frontend) -> None:
-        decoder = msgspec.msgpack.Decoder(ToEngine)
-        try:
-            with frontend.connection.makefile("rb") as stream:
-                while header := stream.read(HEADER.size):
-                    (size,) = HEADER.unpack(header)
-                    if size > MAX_FRAME_BYTES:
-                        break
-                    self._inbox.put((frontend, decoder.decode(stream.read(size))))
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            print(f"engine: a frontend's connection broke: {error}", file=sys.stderr)
-        self._inbox.put((frontend, _Gone()))
+        self.frontends.drop(frontend)
 
     def _watch_parent(self) -> None:
         while os.read(0, 4096):
             pass
         self._inbox.put((None, _Orphaned()))
         # While the engine loads nobody reads the inbox, and nobody is left to load for.
-        time.sleep(_SEND_TIMEOUT_S)
+        time.sleep(SEND_TIMEOUT_S)
         os._exit(1)
 
 
@@ -332,10 +266,6 @@ def _is_one_token(update: Update) -> bool:
         and update.logprobs is None
         and update.prompt_logprobs is None
     )
-
-
-def _timeval(seconds: float) -> bytes:
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def main(path: str) -> int:

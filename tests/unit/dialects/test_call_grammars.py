@@ -149,7 +149,7 @@ def assert_fits(name: str, arguments: object) -> None:
 
 
 def dialect_of(family: str, reasoning: str = "none") -> Dialect:
-    return choose_dialect((), {}, (), tool_parser=family, reasoning_parser=reasoning)
+    return choose_dialect((), {}, {}, tool_parser=family, reasoning_parser=reasoning)
 
 
 @pytest.mark.parametrize("family", [name for name, each in TOOL_FAMILIES.items() if not each.channels])
@@ -185,7 +185,7 @@ def test_one_call_is_one_and_a_named_one_is_that(family: str) -> None:
 @pytest.mark.parametrize("begun", [True, False])
 def test_free_reasoning_goes_first_and_markers_may_be_special_tokens(family: str, reasoning: str, begun: bool) -> None:
     special = special_of(tokenizer_with(*MARKERS))
-    dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser=reasoning)
+    dialect = choose_dialect((), special, {}, tool_parser=family, reasoning_parser=reasoning)
     assert dialect.reasoning is not None
     end = dialect.reasoning.open if begun else "assistant: "
     grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=False, prompt_end=end, reasons=begun)
@@ -208,7 +208,7 @@ def test_nothing_is_reasoned_where_the_prompt_has_ended_it() -> None:
 
 def test_harmony_calls_in_its_channels() -> None:
     special = special_of(tokenizer_with(*marker_texts(None, None), *HARMONY))
-    dialect = choose_dialect((), special, (), tool_parser="harmony", reasoning_parser="harmony")
+    dialect = choose_dialect((), special, {}, tool_parser="harmony", reasoning_parser="harmony")
     grammar = call_grammar(dialect, TOOLS, special, required=True, parallel=True, prompt_end="", reasons=False)
     seen: set[bool] = set()
     for seed in range(8):
@@ -226,7 +226,7 @@ HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|
 def test_strict_calls_among_free_text_fit(family: str) -> None:
     marks = tuple(text for text in MARKERS if text in ("[TOOL_CALLS]", "[ARGS]"))
     special = special_of(tokenizer_with(*marks))
-    dialect = choose_dialect((), special, (), tool_parser=family, reasoning_parser="none")
+    dialect = choose_dialect((), special, {}, tool_parser=family, reasoning_parser="none")
     grammar = call_grammar(dialect, TOOLS, special, required=False, parallel=True, prompt_end="", reasons=False)
     compiler = compiler_for(*marks)
     written = {

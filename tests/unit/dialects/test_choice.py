@@ -37,25 +37,25 @@ EXCERPTS = {
 
 @pytest.mark.parametrize(("excerpt", "expected"), EXCERPTS.items(), ids=[each[:24] for each in EXCERPTS])
 def test_a_template_is_recognised(excerpt: str, expected: tuple[str, str | None]) -> None:
-    dialect = choose_dialect([excerpt], {}, ())
+    dialect = choose_dialect([excerpt], {}, {})
     assert (dialect.tool_name, dialect.reasoning_name) == expected
 
 
 def test_added_tokens_tell_where_the_template_is_silent() -> None:
-    dialect = choose_dialect(["{{ messages }}"], {}, ("[TOOL_CALLS]", "[ARGS]", "</think>"))
+    dialect = choose_dialect(["{{ messages }}"], {}, {"[TOOL_CALLS]": 1, "[ARGS]": 2, "</think>": 3})
     assert (dialect.tool_name, dialect.reasoning_name) == ("mistral", "think")
 
 
 def test_names_go_before_signs_and_none_is_none() -> None:
     template = ["<tool_call> <think>"]
-    dialect = choose_dialect(template, {}, (), tool_parser="glm45", reasoning_parser="none")
+    dialect = choose_dialect(template, {}, {}, tool_parser="glm45", reasoning_parser="none")
     assert (dialect.tool_name, dialect.reasoning_name) == ("glm45", None)
-    assert choose_dialect(template, {}, (), tool_parser="none").tools is None
+    assert choose_dialect(template, {}, {}, tool_parser="none").tools is None
 
 
 def test_special_tokens_that_are_markers_are_shown_and_no_others() -> None:
     special = {"[TOOL_CALLS]": 5, "[ARGS]": 6, "[CALL_ID]": 7, "</s>": 2, "[THINK]": 8, "[INST]": 3}
-    dialect = choose_dialect(["[TOOL_CALLS][ARGS][THINK]"], special, ())
+    dialect = choose_dialect(["[TOOL_CALLS][ARGS][THINK]"], special, special)
     assert dialect.shown == {5, 6, 7, 8}
     assert dialect.shown_reasoning == {8}
 
@@ -67,7 +67,7 @@ def test_shown_tokens_stay_in_the_text() -> None:
 
 
 def test_the_end_of_the_prompt_tells_whether_reasoning_began() -> None:
-    dialect = choose_dialect(["<think>"], {}, ())
+    dialect = choose_dialect(["<think>"], {}, {})
     assert dialect.reasons_after("assistant\n<think>\n")
     assert not dialect.reasons_after("assistant\n<think>\n\n</think>\n\n")
     assert not dialect.reasons_after("assistant\n")

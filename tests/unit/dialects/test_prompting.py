@@ -39,7 +39,7 @@ def test_written_calls_are_read_as_what_they_were(family: str) -> None:
     tools = {name: Tool(name=name, parameters=SCHEMA) for name in ("first", "second")}
     for form in TOOL_FAMILIES[family].forms:
         text = written_calls(form, [("first", ARGUMENTS), ("second", {})])
-        reader = choose_dialect((), {}, (), tool_parser=family).reader(tools, reasons=False)
+        reader = choose_dialect((), {}, {}, tool_parser=family).reader(tools, reasons=False)
         events = reader.push(text) + reader.finish()
         begins = [event.name for event in events if isinstance(event, ToolCallBegin)]
         arguments = "".join(event.text for event in events if isinstance(event, ToolCallArguments) and event.index == 0)

@@ -46,7 +46,7 @@ def read(
         required: of the reader.
         cut: the answer came to its limit.
     """
-    dialect = choose_dialect((), {}, (), tool_parser=tools, reasoning_parser=reasoning)
+    dialect = choose_dialect((), {}, {}, tool_parser=tools, reasoning_parser=reasoning)
     numbers = itertools.count()
     reader = dialect.reader(
         offered, reasons=reasons, max_calls=max_calls, required=required, make_id=lambda: f"made{next(numbers)}"
@@ -179,7 +179,7 @@ def test_only_the_first_call_is_told_where_one_is_wanted() -> None:
 @pytest.mark.parametrize("one", [one for one in RECORDED if one.calls], ids=lambda one: f"{one.tools}-{one.text[:20]}")
 def test_nothing_behind_the_only_call_is_told(one: Recorded) -> None:
     """Whatever else came with its last character, and however the text was cut."""
-    dialect = choose_dialect((), {}, (), tool_parser=one.tools, reasoning_parser=one.reasoning_family)
+    dialect = choose_dialect((), {}, {}, tool_parser=one.tools, reasoning_parser=one.reasoning_family)
     reader = dialect.reader(TOOLS, reasons=one.reasons, max_calls=1)
     ended = 0
     while not reader.complete and ended < len(one.text):
@@ -217,7 +217,7 @@ def test_a_required_answer_ends_with_a_call_that_is_made_once_more(family: str) 
     first, second = ("get_weather", {"city": "Paris"}), ("get_weather", {"city": "Paris", "days": 2})
     form = TOOL_FAMILIES[family].forms[0]
     several = written_calls(form, [first, NOW, second, first, ("now", {"a": 1})])
-    reader = choose_dialect((), {}, (), tool_parser=family).reader(TOOLS, reasons=False, required=True)
+    reader = choose_dialect((), {}, {}, tool_parser=family).reader(TOOLS, reasons=False, required=True)
     ended = 0
     while not reader.complete:
         reader.push(several[ended])
@@ -238,7 +238,7 @@ def test_ids_of_the_model_are_kept() -> None:
 
 def test_made_ids_look_as_the_family_wants_them() -> None:
     for family, pattern in (("hermes", r"call_[A-Za-z0-9]{24}"), ("mistral_v3", r"[A-Za-z0-9]{9}")):
-        dialect = choose_dialect((), {}, (), tool_parser=family, reasoning_parser="none")
+        dialect = choose_dialect((), {}, {}, tool_parser=family, reasoning_parser="none")
         reader = dialect.reader(TOOLS, reasons=False)
         text = {"hermes": '<tool_call>{"name": "now"}', "mistral_v3": '[TOOL_CALLS][{"name": "now"}]'}[family]
         begin = next(event for event in reader.push(text) if isinstance(event, ToolCallBegin))
@@ -252,7 +252,7 @@ def test_broken_arguments_are_passed_on_as_they_are() -> None:
 
 def test_json_that_is_no_call_is_not_held_back() -> None:
     for family in ("json", "llama3"):
-        dialect = choose_dialect((), {}, (), tool_parser=family)
+        dialect = choose_dialect((), {}, {}, tool_parser=family)
         reader = dialect.reader(TOOLS, reasons=False)
         assert [event.text for event in reader.push('{"data": [') if isinstance(event, ContentDelta)] == ['{"data": [']
 

@@ -19,7 +19,7 @@ FAMILIES = [name for name, family in REASONING_FAMILIES.items() if not family.ch
 
 
 def dialect_of(reasoning: str) -> Dialect:
-    return choose_dialect((), {}, (), tool_parser="none", reasoning_parser=reasoning)
+    return choose_dialect((), {}, {}, tool_parser="none", reasoning_parser=reasoning)
 
 
 def counted(dialect: Dialect, tokens: Sequence[bytes], deltas: Sequence[int], *, reasons: bool = False) -> int:
