@@ -325,4 +325,5 @@ def _engine_info(
         loaded_bytes=parameters * ITEM_BYTES[limits.dtype],
         sampling=tuple(sorted(capabilities.sampling)),
         warnings=warnings,
+        memory=plan.lines,
     )

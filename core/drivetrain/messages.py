@@ -95,6 +95,7 @@ class EngineInfo:
         num_parameters: numbers that the weights are made of.
         sampling: what the device's sampler serves beside the likeliest token.
         warnings: sentences about settings that have no effect here.
+        memory: the plan of the device's memory: what takes how many bytes, in the order of subtraction.
     """
 
     model: str
@@ -117,6 +118,7 @@ class EngineInfo:
     num_parameters: int = 0
     sampling: tuple[SamplingFeature, ...] = tuple(sorted(EVERY_SAMPLING_FEATURE))
     warnings: tuple[str, ...] = ()
+    memory: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

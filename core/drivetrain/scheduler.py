@@ -272,15 +272,7 @@ class Scheduler:
                     reason = self._react(request, result)
             else:
                 assert len(result) <= row.num_tokens, "more tokens than the row verified"
-                new_ids: list[int] = []
-                for token in result:
-                    new_ids.append(token)
-                    request.tokens.append(token)
-                    reason = self._react(request, token)
-                    if reason is not None:
-                        break
-                if request.status is Status.RUNNING:  # KV of tokens that were not accepted is void
-                    request.num_computed = len(request.tokens) + request.in_flight - 1
+                new_ids, reason = self._accept(request, result)
             landed.append(Landed(request, [] if reason is FinishReason.ERROR else new_ids, reason))
             if reason is not None:
                 self._finish(request, reason)
@@ -290,6 +282,20 @@ class Scheduler:
                 self._finish(request, FinishReason.STOP)
         self._running.settle(schedule)
         return landed
+
+    def _accept(self, request: Request, verified: Sequence[int]) -> tuple[list[int], FinishReason | None]:
+        """Takes the tokens that a row of drafts verified, up to one that ends the request."""
+        new_ids: list[int] = []
+        reason = None
+        for token in verified:
+            new_ids.append(token)
+            request.tokens.append(token)
+            reason = self._react(request, token)
+            if reason is not None:
+                break
+        if request.status is Status.RUNNING:  # KV of tokens that were not accepted is void
+            request.num_computed = len(request.tokens) + request.in_flight - 1
+        return new_ids, reason
 
     def _react(self, request: Request, token: int) -> FinishReason | None:
         """Publishes what the newest token completes, and tells whether it ends the request."""

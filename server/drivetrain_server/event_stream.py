@@ -20,7 +20,7 @@ from drivetrain.errors import DrivetrainError
 from drivetrain.frontend import Frontend
 from drivetrain.messages import GenerateRequest, Update
 from drivetrain_server.answers.answer import PromptRun
-from drivetrain_server.exchange import DirectWriter, Exchange, FlowState
+from drivetrain_server.exchange import DirectWriter, Exchange, FlowState, escaped_line_ends
 from drivetrain_server.telemetry import Telemetry
 
 
@@ -34,7 +34,7 @@ class JsonPieces(dict[int, bytes | None]):
     def __missing__(self, token_id: int) -> bytes | None:
         raw = self._pieces[token_id]
         try:
-            value = orjson.dumps(raw.decode()) if raw else None
+            value = escaped_line_ends(orjson.dumps(raw.decode())) if raw else None
         except UnicodeDecodeError:
             value = None
         self[token_id] = value
@@ -126,6 +126,7 @@ class EventStream:
             self._stop()
             return
         if events:
+            events = escaped_line_ends(events)
             direct.write(b"%x\r\n%b\r\n" % (len(events), events))
             self._course.exchange.last_sent = perf_counter()
         for index in {update.index for update in updates}:

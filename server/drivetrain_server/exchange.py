@@ -64,6 +64,19 @@ EVENT_STREAM = StreamFormat(content_type=EVENTS_TYPE, comment=b": waiting\n\n")
 JSON_LINES = StreamFormat(content_type=(b"content-type", b"application/x-ndjson"), comment=b"")
 
 
+LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+"""Characters, in UTF-8, that JSON may hold as they are, and their escapes."""
+
+
+def escaped_line_ends(events: bytes) -> bytes:
+    """Events in which nothing within JSON ends a line for any client: many, Ollama's own among them, split streams by
+    all that Unicode calls a line end."""
+    if not events.isascii():
+        for raw, escape in LINE_ENDS:
+            events = events.replace(raw, escape)
+    return events
+
+
 def error_event(error: HttpError) -> bytes:
     """An error as OpenAI's streams tell it."""
     return b"data: " + error.body() + b"\n\n"
@@ -152,7 +165,7 @@ class Exchange:
             await self.start(
                 200, [self.stream_format.content_type, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             )
-        await self.write(events, more=more)
+        await self.write(escaped_line_ends(events), more=more)
 
     async def answer(self, body: bytes, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send a whole JSON answer."""
@@ -168,7 +181,7 @@ class Exchange:
             body = error_body(self.path, error, anthropic=anthropic)
             await self.answer(body, status=error.status, headers=error.headers())
         elif self.events:
-            await self.write(self.error_event(error), more=False)
+            await self.write(escaped_line_ends(self.error_event(error)), more=False)
         else:
             await self.abort()
 

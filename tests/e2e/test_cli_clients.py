@@ -42,7 +42,12 @@ def test_bench_fails_where_the_engine_fails():
     engine = FakeEngine(says("x" * 100))
     engine.fail_at = 3
     with RunningServer(engine) as server:
-        result = invoke("bench", "--url", server.url, "--num-requests", "2", "--vocab-size", "250", "--json")
+        sizes = ("--num-requests", "2", "--vocab-size", "250")
+        warm_up = invoke("bench", "--url", server.url, *sizes)
+        result = invoke("bench", "--url", server.url, *sizes, "--warmup", "0", "--json")
+    assert (warm_up.exit_code, warm_up.stdout) == (1, "")
+    assert str(warm_up.exception).startswith("none of 1 warm-up requests succeeded: ")
+    assert "page 7 was lost" in str(warm_up.exception)
     report = json.loads(result.stdout)
     assert (result.exit_code, report["succeeded"], report["failed"]) == (1, 0, 2)
     assert "page 7 was lost" in str(report["problems"])

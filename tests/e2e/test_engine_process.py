@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -156,9 +157,10 @@ async def test_a_client_serves_many_and_cleans_up_after_each(tiny_model: Path) -
         await answer(engine, request("late"))
 
 
-async def test_settings_without_effect_are_logged_once_it_is_ready(
+async def test_settings_without_effect_and_the_memory_plan_are_logged_once_it_is_ready(
     tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     config = replace(config_of(tiny_model), backend_options={"cpu": {"threads": 1}, "cpuu": {"threads": 1}})
     engine = ProcessEngine(config)
     try:
@@ -168,6 +170,11 @@ async def test_settings_without_effect_are_logged_once_it_is_ready(
     (told,) = [record.getMessage() for record in caplog.records if "backend_options" in record.getMessage()]
     assert told.startswith("[backend_options.cpuu] has no effect here: ")
     assert told.endswith("; did you mean 'cpu'?")
+    (plan,) = [record.getMessage() for record in caplog.records if "memory plan" in record.getMessage()]
+    assert plan.startswith(
+        "KV cache: 1584 tokens in pages of 16; memory plan: memory of this machine or control group "
+    )
+    assert re.search(r"; pages [\d.]+[KM]iB$", plan)
 
 
 async def test_an_unknown_backend_is_a_wrong_configuration(tiny_model: Path) -> None:

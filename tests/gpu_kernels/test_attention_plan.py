@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from drivetrain_cuda.tables.decode import DecodeConfig
-from drivetrain_triton.attention.plan import UNIT, DecodeWork, Geometry, make_decode_work
+from drivetrain_triton.attention.plan import UNIT, DecodeWork, Geometry, WorkSizes, make_decode_work
 from drivetrain_triton.attention.work import (
     ALL_PARTS,
     BLOCK_FIRST,
@@ -64,6 +65,25 @@ def plan(
         batch_invariant=batch_invariant,
         pdl=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "window", "invariant", "expected"),
+    [
+        # 4 query heads a program: 16 rows a block of 64 query rows.
+        (4, 0, None, False, WorkSizes(places=9, chunk=0, entries=13, groups=0, shared_entries=0, parts=13)),
+        (40, 0, None, False, WorkSizes(places=9, chunk=0, entries=80, groups=0, shared_entries=0, parts=80)),
+        (40, 3, None, False, WorkSizes(places=9, chunk=0, entries=80, groups=3, shared_entries=14, parts=304)),
+        (40, 3, 128, False, WorkSizes(places=9, chunk=0, entries=80, groups=0, shared_entries=0, parts=80)),
+        (4, 3, None, True, WorkSizes(places=9, chunk=512, entries=64, groups=0, shared_entries=0, parts=64)),
+    ],
+)
+def test_room_follows_from_the_numbers_of_rows_and_groups(
+    rows: int, groups: int, window: int | None, invariant: bool, expected: WorkSizes
+) -> None:
+    geometry = replace(GEOMETRY, window=window)
+    sizes = WorkSizes.of(geometry, rows=rows, groups=groups, places=9, max_tokens=8192, invariant=invariant)
+    assert sizes == expected
 
 
 def check_rows(work: DecodeWork, lengths: list[int], firsts: dict[int, int], shared_parts: dict[int, int]) -> int:

@@ -24,6 +24,7 @@ from drivetrain_server.cli.app import build_app
 from drivetrain_server.cli.chat import stream_answer
 from drivetrain_server.cli.conversation import Conversation
 from drivetrain_server.cli.entry import error_block, main
+from drivetrain_server.running import recorded
 from fakes.sse_server import Answer, SseServer, events, sse_server
 from processor_time import answers_at_once
 
@@ -151,6 +152,23 @@ def test_unknown_command_is_refused(capsys):
     assert "serve" in err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("sevre", "Did you mean `drivetrain serve`?"),
+        ("VERSION", "Did you mean `drivetrain --version`?"),
+        ("help", "Did you mean `drivetrain --help`?"),
+        ("plan", "The word is in `drivetrain serve --help`."),
+        ("remove", "The word is in `drivetrain rm --help`."),
+        ("zzz", "`drivetrain --help` lists every command."),
+    ],
+)
+def test_word_that_is_no_command_leads_to_what_was_meant(capsys, word, meant):
+    status, _, err = run_main(capsys, word, "--port", "1")
+    assert status == 2
+    assert f"No such command '{word}'. {meant}" in err
+
+
 def test_model_as_argument_and_as_flag_contradict(capsys):
     status, _, err = run_main(capsys, "serve", "a", "--model", "b")
     assert (status, err) == (2, 'error: MODEL: got "a" beside --model b; give one of them\n')
@@ -275,6 +293,15 @@ def test_bench_tells_every_reason_and_records_a_run_that_failed(capsys):
     )
 
 
+@pytest.mark.parametrize("arguments", [("bench", "--num-requests", "1"), ("top", "--once", "--json")])
+def test_without_an_address_the_last_started_server_of_this_machine_is_meant(capsys, arguments):
+    status, _, err = run_main(capsys, *arguments)
+    assert status == 1 and err.startswith("error: http://127.0.0.1:8000: cannot connect: ")
+    with recorded("http://127.0.0.1:9", "tiny"):
+        status, _, err = run_main(capsys, *arguments)
+    assert status == 1 and err.startswith("error: http://127.0.0.1:9: cannot connect: ")
+
+
 def test_bench_runs_a_sweep_with_goals_into_a_file(tmp_path):
     options = ("-n", "3", "--input-tokens", "4-6", "--output-tokens", "2", "-c", "1,2", "--goal", "latency=60000")
     with serving(answer_bench) as server:
@@ -323,7 +350,7 @@ def test_chat_survives_a_refused_message():
     )
     with serving(lambda *_: next(answers)) as server:
         result = CliRunner().invoke(build_app("chat"), ["chat", "m", "--url", server.url], input="one\ntwo\n")
-    assert result.exit_code == 0
+    assert result.exit_code == 1, "a script learns that a message had no answer"
     assert result.stdout == "\nfine\n"
     assert "error: the server answered 400: too long" in result.stderr
     assert [message["content"] for message in server.requests[2][3]["messages"]] == ["two"]

@@ -10,7 +10,7 @@ from drivetrain.dialects.choose import choose_dialect
 from drivetrain.dialects.forms import Tool
 from drivetrain.dialects.grammar import call_grammar
 from drivetrain.errors import RequestError
-from drivetrain.grammar import Grammar
+from drivetrain.grammar import Grammar, faults
 from drivetrain.grammar.grammar import GrammarKind
 from fakes.tiny_grammars import tiny_grammars
 
@@ -98,9 +98,18 @@ def test_of_many_tools_the_one_at_fault_is_named() -> None:
     assert refusal(grammar) == 'grammar: parameters of "bad".properties.city: Invalid type: town'
 
 
-def test_looking_for_the_place_ends() -> None:
+def test_a_sign_behind_what_is_searched_is_not_placed() -> None:
+    hidden = "(?x)a^b#" + "[" * 200_000
+    assert "at character 6" in refusal(Grammar(kind="regex", value=hidden))
+    assert "matched from its beginning" in refusal(Grammar(kind="regex", value="a" * 5000 + "^b"))
+
+
+def test_looking_for_the_place_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A place further out is told where a schema has too many parts to try."""
+    monkeypatch.setattr(faults, "_MAX_SEARCH_S", 60.0)
     wide = {"properties": {f"p{at}": {"type": "string"} for at in range(200)} | {"last": {"type": "foo"}}}
     assert refusal(Grammar(kind="json_schema", value=json.dumps(wide))) == "grammar: Invalid type: foo"
     few = {"properties": {f"p{at}": {"type": "string"} for at in range(20)} | {"last": {"type": "foo"}}}
     assert "properties.last: Invalid" in refusal(Grammar(kind="json_schema", value=json.dumps(few)))
+    monkeypatch.setattr(faults, "_MAX_SEARCH_S", -1.0)
+    assert refusal(Grammar(kind="json_schema", value=json.dumps(few))) == "grammar: Invalid type: foo"

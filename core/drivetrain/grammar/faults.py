@@ -12,6 +12,8 @@ from drivetrain.grammar.grammar import Grammar
 
 _SHOWN_CHARS = 300
 _CONTEXT_CHARS = 20
+_SEARCHED_CHARS = 4096
+"""Of an expression for a sign; the search may take the square of its length."""
 _MAX_TRIES = 64
 _MAX_SEARCH_S = 0.25
 _MISSING = re.compile(r"Unimplemented keys: (\[.*?\])")
@@ -137,9 +139,8 @@ def _plain(error: str, *, regex: str | None = None) -> str:
 def _unsupported_assertion(name: str, regex: str | None) -> str:
     sign = next((sign for start, sign in _ASSERTIONS.items() if name.startswith(start)), name)
     words = f"the assertion {sign} is not supported here"
-    places = [
-        found.start() for found in _SIGN.finditer(regex or "") if sign in (found["edge"], (found["word"] or "").lower())
-    ]
+    signs = _SIGN.finditer(regex or "", 0, _SEARCHED_CHARS)
+    places = [found.start() for found in signs if sign in (found["edge"], (found["word"] or "").lower())]
     if regex is None or not places:
         return f"{words}; every answer is matched from its beginning to its end"
     # One at the very beginning or end is fine.

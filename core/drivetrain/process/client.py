@@ -8,8 +8,9 @@ import signal
 import time
 from collections import deque
 
-from drivetrain.config import EngineConfig
+from drivetrain.config import EngineConfig, format_size
 from drivetrain.errors import DrivetrainError, EngineDead
+from drivetrain.messages import EngineInfo
 from drivetrain.process.child import EngineProcess
 from drivetrain.process.frames import Refused, Shutdown, raised
 from drivetrain.process.link import EngineLink
@@ -77,8 +78,8 @@ class ProcessEngine(EngineLink):
         await self._ready.wait()
         if self._given_up is not None:
             raise self._given_up
-        for warning in self._info.warnings if self._info is not None else ():
-            _log.warning("%s", warning)
+        if self._info is not None:
+            _tell(self._info)
 
     async def shutdown(self, *, drain_s: float) -> None:
         """Let running requests finish for `drain_s` seconds, then abort them and end the process."""
@@ -151,6 +152,16 @@ class ProcessEngine(EngineLink):
                 else EngineDead(f"the engine ended: {last_words.kind}: {last_words.message}")
             )
         return EngineDead(f"the engine process {_describe_status(status)}")
+
+
+def _tell(info: EngineInfo) -> None:
+    for warning in info.warnings:
+        _log.warning("%s", warning)
+    plan = "; ".join(f"{what} {format_size(size)}" for what, size in info.memory)
+    _log.info(
+        "KV cache: %d tokens in pages of %d; memory plan: %s",
+        *((info.num_pages - 1) * info.page_size, info.page_size, plan or "the backend gives none"),
+    )
 
 
 def _describe_status(status: int) -> str:

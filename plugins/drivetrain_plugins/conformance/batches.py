@@ -153,6 +153,16 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
     sample_row[len(sampled) :] = np.arange(len(sampled), layout.rows) if captured else layout.rows - 1
     if packing.padded_groups:
         _fill_groups(batch, packing.groups)
+    _fill_updates(batch, pages, admitted, packing)
+    return batch
+
+
+def _fill_updates(
+    batch: StepBatch,
+    pages: Sequence[tuple[int, int, int]],
+    admitted: Sequence[tuple[int, SlotParameters]],
+    packing: Packing,
+) -> None:
     batch.section("page_updates")[:] = (packing.dummy_slot, 0, NULL_PAGE)
     if pages:
         batch.section("page_updates")[: len(pages)] = pages
@@ -160,7 +170,6 @@ def pack(rows: Sequence[Row], shape: StepShape, packing: Packing, *, step_id: in
         line[0], line[1:] = slot, parameters.columns()
     for line, (index, token, value, last) in zip(batch.section("biases"), packing.biases, strict=True):
         line[:] = (index, token, struct.unpack("=i", struct.pack("=f", value))[0], last)
-    return batch
 
 
 def _fill_groups(batch: StepBatch, groups: Sequence[tuple[Sequence[int], int]]) -> None:

@@ -25,6 +25,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     from drivetrain_server.cli.backends import backends
     from drivetrain_server.cli.bench import bench
     from drivetrain_server.cli.chat import chat
+    from drivetrain_server.cli.commands import Commands
     from drivetrain_server.cli.config_flags import ConfiguredCommand
     from drivetrain_server.cli.doctor import doctor
     from drivetrain_server.cli.models import ls, rm
@@ -36,6 +37,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 
     app = typer.Typer(
         name="drivetrain",
+        cls=Commands,
         help=HELP,
         no_args_is_help=True,
         rich_markup_mode=None if wanted == "" else "rich",
@@ -62,7 +64,7 @@ def show_version(asked: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=show_version, help="Show the version."),
+        typer.Option("--version", "-V", is_eager=True, callback=show_version, help="Show the version."),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drivetrain.errors import ConfigError
-from drivetrain_server.cli.address import ApiKey, Url
+from drivetrain_server.cli.address import ApiKey, Url, server_url
 
 if TYPE_CHECKING:
     from drivetrain_server.bench.jobs import Job, Lengths
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    url: Url = "http://127.0.0.1:8000",
+    url: Url = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for; else the first that the server lists.")] = None,
     num_requests: Annotated[int, typer.Option("--num-requests", "-n", min=1, help="Requests of each run.")] = 32,
     concurrency: Annotated[
@@ -89,7 +89,7 @@ def bench(
     at_once = [int(number) for number in _numbers(concurrency, "--concurrency")]
     bounds = at_once or [None if rates != [None] else 8]
     loads = [replace(base, rate=one, concurrency=bound) for one in rates for bound in bounds]
-    endpoint = Endpoint(url=url, api_key=api_key)
+    endpoint = Endpoint(url=server_url(url), api_key=api_key)
     goals = read_goals(goal or [])
     failed = asyncio.run(_run(endpoint, loads, work, goals, Shown(as_json=as_json, output=output, warmup=warmup)))
     if failed:

@@ -54,9 +54,11 @@ def chat(
             else:
                 opening = local_talker(config, given)
             talker = runner.run(stack.enter_async_context(opening))
-            talk(runner, talker, Conversation(system=system), as_json=as_json)
+            failed = talk(runner, talker, Conversation(system=system), as_json=as_json)
         finally:
             runner.run(stack.aclose())
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 @asynccontextmanager
@@ -88,8 +90,8 @@ async def local_talker(config: Config, given: Mapping[str, float]) -> AsyncGener
         yield LocalTalker(frontend=frontend, params=sampling_params(config, frontend, given))
 
 
-def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> None:
-    """Read messages and stream answers until the input ends or the user leaves."""
+def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> int:
+    """Read messages and stream answers until the input ends or the user leaves; returns how many had no answer."""
     from drivetrain_server.cli.conversation import LEAVE, read_message
 
     interactive = sys.stdin.isatty()
@@ -97,16 +99,17 @@ def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, 
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  (line editing and history for `input`)
 
         typer.echo("/help lists the commands; Ctrl-D leaves", err=True)
+    failed = 0
     while True:
         try:
             line = read_message(lambda prompt: input(prompt if interactive else ""))
         except EOFError:
-            return
+            return failed
         except KeyboardInterrupt:
             typer.echo("\n/exit or Ctrl-D leaves", err=True)
             continue
         if line in LEAVE:
-            return
+            return failed
         if not line:
             continue
         if (said := conversation.command(line)) is not None:
@@ -117,14 +120,17 @@ def talk(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, 
         elif not conversation.take_back_answer():
             typer.echo("nothing to retry yet", err=True)
             continue
-        stream_answer(runner, talker, conversation, as_json=as_json)
+        failed += not stream_answer(runner, talker, conversation, as_json=as_json)
 
 
-def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> None:
+def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversation, *, as_json: bool = False) -> bool:
     """Stream one answer; Ctrl-C stops it and what came so far stays in the conversation.
 
     Args:
         as_json: print the whole answer as one JSON line at its end instead.
+
+    Returns:
+        Whether there was one; not if the server refused or failed it.
     """
     from drivetrain.errors import RequestError, RequestFailed
     from drivetrain_server.cli.conversation import show
@@ -137,9 +143,10 @@ def stream_answer(runner: asyncio.Runner, talker: Talker, conversation: Conversa
         typer.echo("(stopped)", err=True)
     except (RequestError, RequestFailed, HttpError) as error:
         typer.echo(error_block(error), err=True)
-        return
+        return False
     if as_json and conversation.turns and conversation.turns[-1]["role"] == "assistant":
         typer.echo(json.dumps(conversation.turns[-1], ensure_ascii=False))
+    return True
 
 
 def _nothing(piece: str) -> None:

@@ -22,7 +22,10 @@ REFRESH_S = 0.1
 
 @configured(EngineConfig, ServerConfig)
 def serve(config: Config) -> None:
-    """Serve a model over HTTP, OpenAI-style."""
+    """Serve a model over HTTP, OpenAI-style.
+
+    Shows the phases of the start, the plan of the device's memory, and a request to try.
+    """
     from drivetrain_server.cli.engine import frontend_factory, new_engine
     from drivetrain_server.cli.models import with_model
     from drivetrain_server.logs import set_up_logs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drivetrain_server.cli.address import ApiKey, Url
+from drivetrain_server.cli.address import ApiKey, Url, server_url
 
 if TYPE_CHECKING:
     from drivetrain_server.http_client import Endpoint
@@ -23,7 +23,7 @@ ONCE_S = 1.0
 
 
 def top(
-    url: Url = "http://127.0.0.1:8000",
+    url: Url = None,
     api_key: ApiKey = None,
     interval: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look for one interval, print, and end.")] = False,
@@ -37,7 +37,7 @@ def top(
 
     from drivetrain_server.http_client import Endpoint
 
-    endpoint = Endpoint(url=url, api_key=api_key)
+    endpoint = Endpoint(url=server_url(url), api_key=api_key)
     lines = as_json or not (once or sys.stdout.isatty())
     asyncio.run(_lines(endpoint, interval, once=once) if lines else _screen(endpoint, interval, once=once))
 

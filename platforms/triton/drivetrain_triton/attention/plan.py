@@ -112,6 +112,53 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSizes:
+    """Room for the lists of one geometry.
+
+    It depends on the numbers of rows and groups alone, never on lengths, so that a captured plan fits every batch.
+
+    Attributes:
+        places: entries that run at once.
+        chunk: tokens that rows are cut at; 0 leaves it to planning, which cuts for even work.
+        entries, shared_entries: of the rows' list and of the groups' list.
+        groups: groups of rows that share a prefix, as planning is told of them.
+        parts: partial results of both lists.
+    """
+
+    places: int
+    chunk: int
+    entries: int
+    groups: int
+    shared_entries: int
+    parts: int
+
+    @staticmethod
+    def of(geometry: Geometry, *, rows: int, groups: int, places: int, max_tokens: int, invariant: bool) -> WorkSizes:
+        """The room for so many rows and groups.
+
+        Args:
+            max_tokens: no row is longer.
+            invariant: cut rows at lengths that depend on no other row, and share no prefixes.
+        """
+        if invariant:
+            chunk = max(INVARIANT_CHUNK, -(-max_tokens // INVARIANT_CHUNKS // UNIT) * UNIT)
+            entries = rows * -(-max_tokens // chunk)
+        else:
+            chunk, entries = 0, rows + max(rows, places)
+        if invariant or geometry.window is not None:
+            groups = 0
+        shared_entries = places + rows // geometry.rows_a_block + groups if groups else 0
+        return WorkSizes(
+            places=places,
+            chunk=chunk,
+            entries=entries,
+            groups=groups,
+            shared_entries=shared_entries,
+            parts=entries + shared_entries * geometry.rows_a_block,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeWork:
     """Lists and room of one geometry; every kernel of the step writes its part before another reads it.
 
@@ -178,8 +225,6 @@ def make_decode_work(
 ) -> DecodeWork:
     """Allocate and launch the planning of one geometry.
 
-    Sizes depend on the numbers of rows and groups alone, never on lengths, so that a captured plan fits every batch.
-
     Args:
         config: decides how many programs run at once.
         max_tokens: no row is longer.
@@ -188,28 +233,25 @@ def make_decode_work(
     device = inputs.kv_len_R.device
     rows = inputs.row_slot_R.shape[0]
     programs = geometry.num_kv_heads * geometry.chunks
-    places = -(-num_processors * config.programs // programs)
-    chunk = 0
-    if batch_invariant:
-        chunk = max(INVARIANT_CHUNK, -(-max_tokens // INVARIANT_CHUNKS // UNIT) * UNIT)
-        entries = rows * -(-max_tokens // chunk)
-    else:
-        entries = rows + max(rows, places)
-    groups, shared_entries, parts = 0, 0, entries
-    if inputs.shared_groups_G3 is not None and geometry.window is None and not batch_invariant:
-        groups = inputs.shared_groups_G3.shape[0]
-        shared_entries = places + rows // geometry.rows_a_block + groups
-        parts += shared_entries * geometry.rows_a_block
+    sizes = WorkSizes.of(
+        geometry,
+        rows=rows,
+        groups=0 if inputs.shared_groups_G3 is None else inputs.shared_groups_G3.shape[0],
+        places=-(-num_processors * config.programs // programs),
+        max_tokens=max_tokens,
+        invariant=batch_invariant,
+    )
+    groups = sizes.groups
 
     def empty(*size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device=device)
 
     work = DecodeWork(
-        work_WC=empty(entries, _ENTRY),
-        arrivals_WN=empty(entries, programs),
-        part_o_AHK=empty(parts, geometry.num_heads, geometry.head_dim, dtype=torch.float32),
-        part_ml_A2H=empty(parts, 2, geometry.num_heads, dtype=torch.float32),
-        shared_work_VC=empty(shared_entries, _SHARED_ENTRY) if groups else None,
+        work_WC=empty(sizes.entries, _ENTRY),
+        arrivals_WN=empty(sizes.entries, programs),
+        part_o_AHK=empty(sizes.parts, geometry.num_heads, geometry.head_dim, dtype=torch.float32),
+        part_ml_A2H=empty(sizes.parts, 2, geometry.num_heads, dtype=torch.float32),
+        shared_work_VC=empty(sizes.shared_entries, _SHARED_ENTRY) if groups else None,
         shared_part_R=empty(rows) if groups else None,
     )
     block_rows = planned_rows(rows)
@@ -227,12 +269,12 @@ def make_decode_work(
         work.arrivals_WN,
         rows,
         groups,
-        entries,
-        shared_entries,
-        places,
+        sizes.entries,
+        sizes.shared_entries,
+        sizes.places,
         max_tokens,
         geometry.window or 0,
-        chunk,
+        sizes.chunk,
         BLOCK_R=block_rows,
         BLOCK_S=max(GROUPS, power_of_two(groups)) if groups else 1,
         BLOCK_J=max(1, LISTED_AT_ONCE // block_rows),
