@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fakes.engine import FakeEngine, says
 from fakes.server import RunningServer
 from fakes.text import BEGIN, END
+from fakes.waiting import until
 
 
 @pytest.fixture
@@ -151,6 +153,18 @@ def test_one_refused_prompt_of_many_ends_the_others(server: RunningServer, clien
     assert "page 7 was lost" in str(caught.value)
 
 
-def test_hundreds_of_prompts_fit_one_request(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model="tiny", prompt=[[97]] * 300, max_tokens=1)
-    assert len(answer.choices) == 300
+@pytest.mark.parametrize("n", [1, 8])
+def test_hundreds_of_prompts_fit_one_request_and_go_by_turns(
+    server: RunningServer, client: openai.OpenAI, n: int
+) -> None:
+    engine = server.engine
+    engine.gate_at = 0
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(client.completions.create, model="tiny", prompt=[[97]] * 300, n=n, max_tokens=1)
+        try:
+            until(lambda: engine.num_at_gate >= 256 // n)
+            num_begun = len(engine.requests)
+        finally:
+            engine.open_gate()
+        assert len(asked.result().choices) == 300 * n
+    assert (num_begun, len(engine.requests)) == (256 // n, 300), "the others wait until one of the first is done"

@@ -181,6 +181,46 @@ def test_what_cannot_be_served_is_a_400_that_names_it(
     assert words in error["message"]
 
 
+@pytest.mark.parametrize("wrong", [{"$ref": "#/nowhere"}, {"enum": ["é" * 50_000]}])
+def test_schemas_of_tools_are_refused_under_the_name_of_tools_on_every_route(
+    tiny_server: ServeProcess, wrong: dict[str, Any]
+) -> None:
+    schema = {"type": "object", "properties": {"a": wrong}}
+    said = [{"role": "user", "content": "Go"}]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (
+            "/v1/chat/completions",
+            {
+                "messages": said,
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+            },
+        ),
+        (
+            "/v1/responses",
+            {
+                "input": "Go",
+                "tool_choice": "required",
+                "tools": [{"type": "function", "name": "f", "parameters": schema}],
+            },
+        ),
+        (
+            "/v1/messages",
+            {
+                "messages": said,
+                "max_tokens": 9,
+                "tool_choice": {"type": "any"},
+                "tools": [{"name": "f", "input_schema": schema}],
+            },
+        ),
+    ]
+    for route, fields in asked:
+        answer = tiny_server.http.post(route, json={"model": "tiny", **fields})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "tools"), (route, error)
+        assert error["message"].startswith("tools: ")
+
+
 def resident_mb(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 >> 20
 

@@ -21,6 +21,7 @@ class FakeHub:
         break_after: a content that is sent is cut after so many bytes, as often as `breaks` says.
         send: other contents than the listed ones.
         refuse: status of every answer to a listing; 0 is none.
+        whole_only: a content is sent from its beginning, whatever range was asked for.
         elsewhere: contents are on this other host, by a redirect.
         asked: (path, Range, Authorization) of every request.
     """
@@ -29,6 +30,7 @@ class FakeHub:
         self.files = dict(files)
         self.send: dict[str, bytes] = {}
         self.break_after, self.breaks, self.refuse = 0, 0, 0
+        self.whole_only = False
         self.elsewhere = ""
         self.asked: list[tuple[str, str | None, str | None]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -74,7 +76,7 @@ class FakeHub:
                     return self.end_headers()
                 name = self.path.removeprefix(f"/org/model/resolve/{COMMIT}/")
                 content = hub.send.get(name, hub.files[name])
-                begin = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged else 0
+                begin = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and not hub.whole_only else 0
                 cut = hub.break_after if hub.breaks and len(content) - begin > hub.break_after else 0
                 hub.breaks -= bool(cut)
                 self.reply(206 if begin else 200, content[begin:], cut=cut)

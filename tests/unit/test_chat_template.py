@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -291,6 +292,26 @@ def test_hostile_template_is_stopped_soon(name: str) -> None:
     with pytest.raises(TemplateError):
         template.render(CHAT[:1])
     assert time.thread_time() - start < 0.5 + slowness()
+
+
+LOOSE = TemplateLimits(max_steps=10**9, max_output_chars=10**9, max_cpu_s=60)
+BLOCKS = "{% for i in range(9999) %}{% set kept %}{{ 'aaaaaaaaaa' }}{% endset %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "limits", "reason"),
+    [
+        (HOSTILE["nested loops"], replace(LOOSE, max_steps=10_000), "took too many steps"),
+        (HOSTILE["nested loops"], replace(LOOSE, max_cpu_s=0.05), "took too long"),
+        ("{% for i in range(9999) %}aaaaaaaaaa{% endfor %}", replace(LOOSE, max_output_chars=5_000), "put out more"),
+        (BLOCKS, replace(LOOSE, max_output_chars=5_000), "put out more than 5000 characters"),
+        ("{{ 'aaaaaaaaaa' * 999 }}", replace(LOOSE, max_output_chars=5_000), "would make a text of 9990 characters"),
+    ],
+)
+def test_each_limit_stops_a_template_by_itself(source: str, limits: TemplateLimits, reason: str) -> None:
+    """They stand in for each other in most templates, so one that is gone would not be missed."""
+    with pytest.raises(TemplateError, match=f"the chat template {reason}"):
+        ChatTemplate({"default": source}, limits=limits).render(CHAT[:1])
 
 
 def test_other_threads_go_on_while_a_hostile_template_runs() -> None:

@@ -126,6 +126,38 @@ def test_a_fork_is_ended_at_the_limit_of_wall_time() -> None:
     assert said.startswith("False grammar: compiling it was given up after 1 s, of which this busy machine gave it 0.")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a size of its address space")
+def test_a_fork_gets_no_more_memory_than_its_limit() -> None:
+    """One that asks for half of it passes, one that asks for twice of it is refused for good."""
+    script = (
+        "from drivetrain.grammar import Grammar, check_process\n"
+        "grammar = Grammar(kind='regex', value='a')\n"
+        "for size in (check_process.MAX_BYTES // 2, 2 * check_process.MAX_BYTES):\n"
+        "    check_process.compile_grammar = lambda grammar, vocabulary: bytearray(size)\n"
+        "    verdict = check_process.check(grammar, None)\n"
+        "    print(verdict.lasting, verdict.error)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.splitlines() == [
+        "True None",
+        "True grammar: compiling it takes more memory, or deeper nesting, than is allowed; simplify it",
+    ]
+
+
+async def test_the_oldest_verdicts_are_forgotten(checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker, "_MAX_KEPT", 2)
+    asked: list[str] = []
+
+    def ask(wanted: Grammar) -> Verdict:
+        asked.append(wanted.value)
+        return Verdict()
+
+    monkeypatch.setattr(checking, "_ask", ask)
+    for value in ("a", "b", "a", "c", "b", "c", "a"):
+        await checking.check(Grammar(kind="regex", value=value))
+    assert asked == ["a", "b", "c", "a"]
+
+
 async def test_only_so_many_wait(checking: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker, "_MAX_WAITING", 3)
     asked = [checking.check(Grammar(kind="regex", value="a" * count)) for count in range(1, 7)]

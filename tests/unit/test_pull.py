@@ -85,6 +85,14 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub, home):
     assert ranges == [None, "bytes=30000-", "bytes=60000-"]
 
 
+def test_a_hub_that_knows_no_ranges_sends_it_all_again(hub, home):
+    hub.break_after, hub.breaks, hub.whole_only = 30_000, 1, True
+    pull("org/model")
+    assert (home / "model" / "model-00001-of-00001.safetensors").read_bytes() == WEIGHTS
+    asked = [ranged for path, ranged, _ in hub.asked if path.endswith("00001.safetensors")]
+    assert asked == [None, "bytes=30000-"]
+
+
 def test_the_next_command_goes_on_too(hub, home):
     hub.break_after, hub.breaks = 50_000, 1
     hub.files["tokenizer.json"] = b"{}"

@@ -179,17 +179,15 @@ class GenerateRoute(ABC, Generic[Fields]):
         return error_event(error)
 
     def grammar_field(self, fields: Fields) -> str:
-        """The field that demanded the form of the answer, for messages."""
-        if not isinstance(fields, GrammarFields):
-            return "response_format"
-        demanded = fields.demanded()
-        return "tools" if demanded is None else demanded[0]
+        """The field that demanded the form of the answer, where it was not the tools, for messages."""
+        demanded = fields.demanded() if isinstance(fields, GrammarFields) else None
+        return "response_format" if demanded is None else demanded[0]
 
     async def _check(self, frontend: Frontend, grammar: Grammar, tenant: Tenant, fields: Fields) -> None:
         try:
             await frontend.check_grammar(grammar, tenant.name)
         except RequestError as error:
-            raise about(self.grammar_field(fields), error) from None
+            raise about("tools" if grammar.schemas else self.grammar_field(fields), error) from None
 
     def _generation(
         self, exchange: Exchange, frontend: Frontend, fields: Asked, plan: Plan, answer_id: str
