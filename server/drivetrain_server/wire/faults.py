@@ -96,7 +96,7 @@ def _union(errors: Sequence[ErrorDetails], body: Mapping[str, object], place: Lo
 
 def _told(alike: Sequence[ErrorDetails], place: Location) -> Fault:
     first = alike[0]
-    of_name = place[-1:] == (_NAME,)
+    of_name = place[-2:] == (first["input"], _NAME)
     param = spell(place[:-1] if of_name else place)
     if first["type"] == "missing":
         message = f"{param}: this field is required and was not sent"

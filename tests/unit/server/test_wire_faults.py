@@ -36,6 +36,7 @@ OLLAMA = {"model": "tiny"}
             RESPONSE | {"metadata": {"b" * 65: "c"}},
             f"metadata.{'b' * 60}: its name: expected at most 64 characters; got '{'b' * 59}...",
         ),
+        (ResponsesRequest, RESPONSE | {"metadata": {"[key]": 1}}, "metadata.[key]: expected a string; got 1"),
         (MessagesRequest, MESSAGES | {"system": 5}, "system: expected a string or an array; got 5"),
         (MessagesRequest, MESSAGES | {"system": [{}, 5]}, "system[1]: expected an object; got 5"),
         (MessagesRequest, {"model": "tiny", "messages": []}, "messages: expected at least 1 item; got an array of 0"),
