@@ -76,7 +76,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
     spec, weights = open_model_weights(config, model, limits.dtype, None if own is not None else device.torch_device)
     if config.num_pages is not None and own is None:
         limits = exact_pages(limits, spec, config.num_pages)
-    check_memory(config, model.name, spec, limits, device.capabilities)
+    check_memory(config, spec, limits, device.capabilities)
     try:
         plan = executor.load(spec, weights, limits, clock.progress)
     except OutOfMemory as error:

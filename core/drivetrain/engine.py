@@ -39,6 +39,7 @@ class _Counts:
     generated_tokens: int = 0
     finished: int = 0
     failed: int = 0
+    aborted: int = 0
     step_s: float = 0.0
     schedule_s: float = 0.0
 
@@ -145,6 +146,7 @@ class Engine:
             completion = live.get(which)
             if completion is not None:
                 self._scheduler.abort(completion.request_id)
+                self._counts.aborted += 1
                 self._end(completion)
                 self._pending.append(Update(request_id=request_id, index=which, finish_reason="abort", error=error))
 
@@ -230,6 +232,7 @@ class Engine:
             generated_tokens=counts.generated_tokens,
             finished=counts.finished,
             failed=counts.failed,
+            aborted=counts.aborted,
             step_s=counts.step_s,
             schedule_s=counts.schedule_s,
         )

@@ -30,14 +30,9 @@ def exact_pages(limits: ExecutorLimits, spec: DecoderSpec, num_pages: int) -> Ex
     return replace(limits, memory=replace(limits.memory, kv_bytes=kv_bytes, max_pages=num_pages))
 
 
-def check_memory(
-    config: EngineConfig, model: str, spec: DecoderSpec, limits: ExecutorLimits, capabilities: Capabilities
-) -> None:
+def check_memory(config: EngineConfig, spec: DecoderSpec, limits: ExecutorLimits, capabilities: Capabilities) -> None:
     """Refuse what cannot fit whatever else is in the device's memory. A device that does not say how much it has is
     believed to have enough.
-
-    Args:
-        model: its name, for messages.
 
     Raises:
         ConfigError: the KV cache that is asked for has no room beside the weights.
@@ -50,11 +45,11 @@ def check_memory(
     device = f"{capabilities.device_name} has {format_size(total)} of memory in all"
     if weights >= total:
         raise OutOfMemory(
-            f"the weights of {model} take {format_size(weights)} as {limits.dtype}, but {device}; "
+            f"the weights of {config.model} take {format_size(weights)} as {limits.dtype}, but {device}; "
             f"serve a smaller model, or this one on a larger device"
         )
     room = total - weights
-    beside = f"{device}, of which the weights of {model} take {format_size(weights)} as {limits.dtype}"
+    beside = f"{device}, of which the weights of {config.model} take {format_size(weights)} as {limits.dtype}"
     if isinstance(config.kv_memory, float) and config.kv_memory * total <= weights:
         raise ConfigError(
             f"limits.kv_memory: got {_percent(config.kv_memory)} of the device's memory, but {beside}; "

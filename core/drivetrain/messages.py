@@ -147,6 +147,7 @@ class EngineStats:
     held_for_pages: int = 0
     finished: int = 0
     failed: int = 0
+    aborted: int = 0
     step_s: float = 0.0
     schedule_s: float = 0.0
 

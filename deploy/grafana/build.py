@@ -288,6 +288,7 @@ ENGINE = [
         queries={
             "finished": per_second("drivetrain_finished_requests_total"),
             "failed": per_second("drivetrain_failed_requests_total"),
+            "ended from outside": per_second("drivetrain_aborted_requests_total"),
         },
         about="Requests a second.",
     ),

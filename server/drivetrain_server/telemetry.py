@@ -70,6 +70,10 @@ _ENGINE_COUNTERS = {
     "preemptions": ("drivetrain_preemptions", "Sequences preempted for want of pages"),
     "finished": ("drivetrain_finished_requests", "Requests that the engine finished"),
     "failed": ("drivetrain_failed_requests", "Requests that the engine failed"),
+    "aborted": (
+        "drivetrain_aborted_requests",
+        "Requests ended from outside, as by a stop string or a client that left",
+    ),
     "step_s": ("drivetrain_step_seconds", "Seconds in which a step was under way, from its launch to its results"),
     "schedule_s": ("drivetrain_schedule_seconds", "Seconds spent scheduling and building batches"),
 }

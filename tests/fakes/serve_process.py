@@ -60,7 +60,7 @@ class ServeProcess:
             stderr=self.log,
             env=os.environ | dict(environment or {}),
         )
-        self.http = httpx.Client(timeout=120)
+        self.http = httpx.Client(timeout=600)  # dozens of requests share two cores
         try:
             self.port = self._chosen_port()
         except BaseException:

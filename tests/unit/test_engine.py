@@ -197,6 +197,13 @@ def test_counters_add_up() -> None:
     assert later.pages_free + later.pages_cached == later.pages_total
     engine.reset_prefix_cache()
     assert engine.stats().pages_cached == 0
+    engine.submit(request("left", n=2, temperature=1.0))
+    engine.step()
+    engine.abort("left")
+    engine.abort("left")
+    drain(engine)
+    last = engine.stats()
+    assert (last.finished, last.failed, last.aborted) == (4, 0, 2)
 
 
 def test_the_prefix_cache_may_be_reset_while_a_request_runs() -> None:

@@ -28,14 +28,14 @@ def device(memory_bytes: int) -> Capabilities:
 
 def check(room: int, **settings: object) -> None:
     """Check a configuration on a device that has `room` bytes beside the weights."""
-    config = EngineConfig(**settings)  # type: ignore[arg-type]
+    config = EngineConfig(model="tiny", **settings)  # type: ignore[arg-type]
     capabilities = device(WEIGHTS + room)
     limits = replace(tiny_limits(capabilities), dtype="float32", kv_dtype="float32", page_size=16)
     kv_bytes = config.kv_memory if isinstance(config.kv_memory, int) else None
     limits = replace(limits, memory=replace(limits.memory, kv_bytes=kv_bytes))
     if config.num_pages is not None:
         limits = exact_pages(limits, SPEC, config.num_pages)
-    check_memory(config, "tiny", SPEC, limits, capabilities)
+    check_memory(config, SPEC, limits, capabilities)
 
 
 def test_a_size_may_take_just_what_the_weights_leave() -> None:

@@ -8,6 +8,7 @@ from drivetrain_server.watch.reading import Buckets, Reading
 
 FIRST_TOKEN = "drivetrain_time_to_first_token_seconds"
 INTER_TOKEN = "drivetrain_inter_token_seconds"
+ENDED = ("drivetrain_finished_requests_total", "drivetrain_aborted_requests_total")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def figures(before: Reading, now: Reading) -> Figures:
         kv_used=states["used"] / capacity if capacity else 0.0,
         generated_per_s=generated / passed,
         prompt_per_s=grown("drivetrain_prompt_tokens_total") / passed,
-        requests_per_s=grown("drivetrain_finished_requests_total") / passed,
+        requests_per_s=sum(map(grown, ENDED)) / passed,
         failed=int(now.value("drivetrain_failed_requests_total")),
         preemptions=int(now.value("drivetrain_preemptions_total")),
         busy=min(1.0, grown("drivetrain_step_seconds_total") / passed),
