@@ -162,8 +162,8 @@ class Application:
             await _fail(exchange, internal_error(exchange.request_id))
 
     def _log(self, exchange: Exchange, route: str, status: int, elapsed_s: float) -> None:
-        # Probes and scrapes come every few seconds for as long as the server lives.
-        probed = exchange.path in (*OPEN_PATHS, "/metrics") and status < 400
+        # Probes and scrapes come every few seconds for as long as the server lives; why it is not ready is logged once.
+        probed = exchange.path in OPEN_PATHS or (exchange.path == "/metrics" and status < 400)
         logger.log(
             logging.DEBUG if probed else logging.INFO,
             "request %s: %s %s: %d in %.3f s",
