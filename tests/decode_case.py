@@ -84,7 +84,7 @@ class DecodeCase:
     padding: int = 0
     page: int = 16
     kv_dtype: torch.dtype | None = None
-    seed: int = field(default_factory=lambda: torch.seed() % 2**31)
+    seed: int = field(default_factory=lambda: int(torch.randint(2**31, ())))
     spare_pages: int = 5
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from drivetrain.errors import DrivetrainError
 from drivetrain_server.cors import Cors
 from drivetrain_server.errors import HttpError, http_error, internal_error
 from drivetrain_server.exchange import ClientGone, Exchange, SlowReader
+from drivetrain_server.hosts import Hosts
 from drivetrain_server.kept_responses import KeptResponses
 from drivetrain_server.lifecycle import FrontendFactory, Lifecycle
 from drivetrain_server.openapi import raw_paths
@@ -83,6 +84,7 @@ class Application:
             "/tokenize": TokenizeRoute(service),
             "/detokenize": DetokenizeRoute(service),
         }
+        self._hosts = Hosts(service.config)
         self._cors = Cors(service.config.cors_origins)
         self._starting: asyncio.Task[None] | None = None
         _document(self.control)
@@ -121,6 +123,7 @@ class Application:
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
+            self._hosts.check(exchange)
             if await self._cors.answered(exchange):
                 return
             self._admit(exchange)
@@ -159,8 +162,8 @@ class Application:
             await _fail(exchange, internal_error(exchange.request_id))
 
     def _log(self, exchange: Exchange, route: str, status: int, elapsed_s: float) -> None:
-        # Probes and scrapes come every few seconds for as long as the server lives.
-        probed = exchange.path in (*OPEN_PATHS, "/metrics") and status < 400
+        # Probes and scrapes come every few seconds for as long as the server lives; why it is not ready is logged once.
+        probed = exchange.path in OPEN_PATHS or (exchange.path == "/metrics" and status < 400)
         logger.log(
             logging.DEBUG if probed else logging.INFO,
             "request %s: %s %s: %d in %.3f s",

@@ -229,7 +229,7 @@ def _open(port: int, body: dict[str, Any], *, part: float = 1.0, receive_buffer:
     payload = json.dumps(body).encode()
     fields = (
         "POST /v1/completions HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Authorization: Bearer one",
         "Content-Type: application/json",
         f"Content-Length: {len(payload)}",

@@ -192,6 +192,8 @@ CASES = [
     *((TEXT_PATH, TEXT | fields, param) for fields, param in BAD_TEXT + BAD_SAMPLING),
     ("/tokenize", {}, "prompt"),
     ("/tokenize", {"prompt": 5}, "prompt"),
+    ("/tokenize", {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}]}, "prompt"),
+    ("/tokenize", {"messages": None}, "prompt"),
     ("/tokenize", {"messages": []}, "messages"),
     ("/detokenize", {"tokens": [300]}, "tokens"),
     ("/detokenize", {"tokens": "a"}, "tokens"),

@@ -154,7 +154,7 @@ def test_a_client_that_goes_away_frees_its_pages(server: ServeProcess, phase: st
 def raw_request(port: int, body: dict[str, Any]) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     payload = json.dumps(body).encode()
-    fields = ("POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json")
+    fields = ("POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json")
     head = "\r\n".join((*fields, f"Content-Length: {len(payload)}"))
     connection.sendall(head.encode() + b"\r\n\r\n" + payload)
     return connection

@@ -77,6 +77,10 @@ class ServerConfig:
     """Collector that OpenTelemetry traces are sent to over HTTP, such as `http://localhost:4318`; needs the extra
     `otel`."""
 
+    allowed_hosts: tuple[str, ...] = field(default=(), metadata=placed("server"))
+    """Names that clients, or a proxy in front, call a server without API keys by, besides localhost and IP addresses;
+    `*` is any. With keys every name is taken."""
+
     cors_origins: tuple[str, ...] = field(default=(), metadata=placed("server"))
     """Web pages of these origins may call the server; `*` is any."""
 

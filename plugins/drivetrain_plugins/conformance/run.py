@@ -29,7 +29,7 @@ def run_conformance(
     *,
     levels: Collection[Level] = LEVELS,
     only: str = "",
-    seed: int | None = None,
+    seed: int | None = 0,
     world: int | None = None,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> ConformanceReport:
@@ -72,7 +72,7 @@ def make_subject(
     backend: str | type[Backend],
     options: Mapping[str, Any] | None,
     *,
-    seed: int | None = None,
+    seed: int | None = 0,
     world: int | None = None,
 ) -> Subject:
     """The backend as checks take it.

@@ -24,7 +24,9 @@ class TokenizeRoute:
         body = await read_json(exchange, self.service.config.max_body_bytes)
         if body.keys().isdisjoint(("prompt", "messages")):
             raise refuse("prompt", "send a prompt or messages", code="missing_required_parameter")
-        fields = parse(TokenizeChat if "messages" in body else TokenizeText, body)
+        if None not in (body.get("prompt"), body.get("messages")):
+            raise refuse("prompt", "got messages too, and one text is encoded; leave one of them out")
+        fields = parse(TokenizeText if body.get("messages") is None else TokenizeChat, body)
         self.service.check_model(fields.model, frontend.info)
         exchange.extra_headers += ignored_fields(fields.unknown)
         special = fields.add_special_tokens
