@@ -43,7 +43,8 @@ def open_stream(port: int, route: str, max_tokens: int) -> socket.socket:
     asked |= {"messages": [{"role": "user", "content": "Go on."}]} if "chat" in route else {"prompt": [5, 6, 7]}
     body = json.dumps(asked).encode()
     connection = socket.create_connection(("127.0.0.1", port))
-    head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
 
@@ -145,7 +146,7 @@ class Reading:
 
 def _steps(port: int) -> int:
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         text = b""
         while part := connection.recv(1 << 16):
             text += part

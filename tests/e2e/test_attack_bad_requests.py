@@ -163,13 +163,13 @@ def test_body_over_the_limit_is_413_chunked_or_not(tiny_server: ServeProcess) ->
                 assert "200000 bytes" in answer.json()["error"]["message"]
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 BAD_HTTP = [
     b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"GET\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",
-    b"GET / HTTP/1.1\r\nhost: x\r\n : y\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: localhost\r\n : y\r\n\r\n",
     b"GET / HTTP/1.1\nhost: x\x00y\n\n",
     b"\r\n" * 50_000,
     HEAD + b"content-length: -5\r\n\r\n",
@@ -181,8 +181,8 @@ BAD_HTTP = [
     HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"t: x\r\n" * 50_000 + b"\r\n",
     HEAD + b"x: y\r\n" * 20_000 + b"\r\n",
     HEAD + b"x: " + b"y" * 1_000_000,
-    b"GET /" + b"%00" * 1000 + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    b"GET /../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    b"GET /" + b"%00" * 1000 + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    b"GET /../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
 ]
 
 

@@ -33,7 +33,8 @@ def server(engine: FakeEngine) -> Iterator[RunningServer]:
 def _connect(server: RunningServer, body: dict[str, object], *, cut: int = 0) -> socket.socket:
     """A connection on which the request (less its last `cut` bytes) was sent."""
     raw = json.dumps(body).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(raw)}\r\n"
+    head += "content-type: application/json\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S)
     connection.sendall(head.encode() + raw[: len(raw) - cut])
     return connection
