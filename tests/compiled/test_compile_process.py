@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from compiled import kernels
 from drivetrain.models.families import decoder_spec
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
-from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.contract.model import DecoderSpec, NormSpec
 from drivetrain_plugins.import_string import import_object
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.cross_compile import absent_gpu
@@ -32,6 +33,7 @@ from drivetrain_triton.device.compilation import plain_variants
 from drivetrain_triton.device.compilers import begin_compilers
 from drivetrain_triton.device.gpu_device import GpuDevice
 from drivetrain_triton.launch import Variant, prepare_kernels
+from drivetrain_triton.variants import ops_variants
 from fakes.waiting import until
 
 LLAMA = Path(__file__).parent.parent / "data" / "configs" / "Llama-3.1-8B.json"
@@ -141,16 +143,30 @@ def runs(pid: int) -> bool:
     return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_kernel_has_the_same_hash_whichever_is_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_listed_in_the_order_of_the_layers() -> None:
+    spec = llama()
+    rms, layer = spec.layers[0].norm, NormSpec(kind="layer", eps=1e-5, bias=True)
+
+    def kinds(*norms: NormSpec) -> list[object]:
+        layers = tuple(replace(spec.layers[0], norm=norm) for norm in norms)
+        variants = ops_variants(replace(spec, layers=layers, final_norm=rms), LIMITS, H100)
+        return [variant.constexprs for variant in variants if variant.kernel.__name__ == "norm_kernel"]
+
+    forth, back = kinds(rms, layer), kinds(layer, rms)
+    assert forth != back, "or two processes, whose sets have another order, would number them differently"
+    assert forth[:2] == back[2:]
+
+
+def test_a_kernel_has_the_same_hash_whatever_was_hashed_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_active", absent_gpu("sm_90"))
     callers = [kernels.doubled, kernels.limited]
-    variants = [Variant(kernel=kernel, args=(), constexprs={}) for kernel in callers]
 
-    def hashes(order: list[Variant]) -> list[str]:
+    def hashes(*batches: list[Any]) -> list[str]:
         for function in (*callers, kernels.bounded):
             monkeypatch.setattr(function, "hash", None)
             monkeypatch.setattr(function, "used_global_vals", {})
-        prepare_kernels(order)
+        for batch in batches:
+            prepare_kernels([Variant(kernel=kernel, args=(), constexprs={}) for kernel in batch])
         return [kernel.cache_key for kernel in callers]
 
-    assert hashes(variants) == hashes(variants[::-1])
+    assert hashes(callers) == hashes(callers[:1], callers[1:]) == hashes(callers[1:], callers[:1])

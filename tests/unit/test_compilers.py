@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from device_parts import startup
 from drivetrain_plugins.import_string import import_object
 from drivetrain_triton.device import compilers
 from drivetrain_triton.device.compilers import CompilerProcess, Compilers, begin_compilers, num_processes
@@ -66,7 +67,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, str]]:
 
 
 def test_processes_compile_everything_and_go(asked: dict[int, str], caplog: pytest.LogCaptureFixture) -> None:
-    Work("works").run()
+    work = Work("works")
+    work.run()
+    assert work.compilers.num_compiled == TOTAL
     assert asked == {index: f"hash {index}" for index in range(TOTAL)}
     assert not caplog.records
 
@@ -218,6 +221,11 @@ def test_the_cache_is_where_triton_has_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert num_processes({}, 16) == 0
     assert num_processes({"TRITON_HOME": str(tmp_path)}, 16) == 0
     assert num_processes({"TRITON_HOME": str(tmp_path / "elsewhere")}, 16) == 5
+
+
+def test_a_measured_start_by_threads_alone_has_no_processes(tmp_path: Path) -> None:
+    startup._seem_to_hold_a_kernel(tmp_path / "cache")
+    assert num_processes({"TRITON_CACHE_DIR": str(tmp_path / "cache")}, 16) == 0
 
 
 @pytest.mark.parametrize("package", ["drivetrain_cuda", "drivetrain_rocm"])

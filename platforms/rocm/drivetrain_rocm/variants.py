@@ -20,7 +20,7 @@ from drivetrain_triton.variants import ops_variants
 
 
 def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> list[Variant]:
-    """Every kernel that this rank's share of the model launches, those that take longest to compile first."""
+    """Every kernel that this rank's share of the model launches, in an order that is always the same."""
     kv_dtype = kv_dtypes(PARTS[arch.name])[limits.kv_dtype]
     attention = RocmAttention(arch=arch.name, num_processors=arch.num_processors)
     return [

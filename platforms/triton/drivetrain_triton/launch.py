@@ -208,17 +208,27 @@ class Compilation:
 
 
 def prepare_kernels(variants: Iterable[Variant]) -> None:
-    """Do for all kernels of a model what must not be left to threads, before they compile for the current device.
-
-    It makes the caches in memory, which have no lock, and hashes the sources in an order that is always the same:
-    Triton's hash of a kernel, by which the cache on disk finds it, depends on whether the functions that it calls were
-    hashed before it.
-    """
+    """Do what threads that compile side by side must find done: hash the kernels, and make their caches in memory."""
     device = driver.active.get_current_device()
     kernels = {id(variant.kernel): variant.kernel for variant in variants}
+    # In an order that is always the same, for functions that `_hash` does not see.
     for kernel in sorted(kernels.values(), key=lambda kernel: (kernel.__module__, kernel.__qualname__)):
-        _ = kernel.cache_key
+        _hash(kernel, frozenset())
         _ = kernel.device_caches[device]
+
+
+def _hash(kernel: JITFunction, above: frozenset[str]) -> None:
+    """Hash the functions that a kernel calls, then itself.
+
+    Triton (seen in 3.6 and 3.7) leaves constants of functions that it did not hash before out of the hash of those
+    that call them. The cache on disk goes by it, and would find a kernel or not, depending on what another thread did
+    first.
+    """
+    for name in kernel.fn.__code__.co_names:
+        called = kernel.fn.__globals__.get(name)
+        if isinstance(called, JITFunction) and name not in above:
+            _hash(called, above | {name})
+    _ = kernel.cache_key
 
 
 def compile_all(

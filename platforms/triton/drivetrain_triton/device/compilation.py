@@ -20,6 +20,8 @@ PHASE = "compile kernels"
 MOST_THREADS = 16
 SPECIAL_KERNELS = frozenset({"cascade_kernel", "masks_kernel", "biases_kernel", "penalties_kernel", "logprobs_kernel"})
 SPECIAL_CONSTANTS = ("SHARED", "COUNTED")
+LONG_KERNELS = frozenset({"bounds_kernel", "decode_kernel", "prefill_kernel", "search_kernel", "stream_gemm_kernel"})
+"""Those that take half a second to compile, and not a tenth."""
 _POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
@@ -32,16 +34,19 @@ def is_special(variant: Variant) -> bool:
 
 
 def plain_variants(variants: Iterable[Variant]) -> list[Variant]:
-    """Those that a plain request may need, each once."""
-    return list({variant.key: variant for variant in variants if not is_special(variant)}.values())
+    """Those that a plain request may need, each once.
+
+    Those that take longest to compile come first, so that none of them begins when the others have ended.
+    """
+    distinct = {variant.key: variant for variant in variants if not is_special(variant)}
+    return sorted(distinct.values(), key=lambda variant: variant.kernel.__name__ not in LONG_KERNELS)
 
 
 class Compiling:
     """A model's kernels on their way: those that plain requests need in threads, the others one by one.
 
     Args:
-        variants: every kernel that this rank's share of the model launches, specialised as its launches will be; those
-            that take longest to compile first, so that none of them begins when the others have ended.
+        variants: every kernel that this rank's share of the model launches, specialised as its launches will be.
         compilers: processes that help with those that plain requests need. job: theirs.
     """
 

@@ -97,6 +97,9 @@ class Compilers:
 
     Whoever is free takes the next variant, so nobody waits for a process that is still importing, and what a process
     does not bring to an end is compiled here. No variant is compiled twice.
+
+    Attributes:
+        num_compiled: variants that processes compiled.
     """
 
     def __init__(self, listing: str, count: int) -> None:
@@ -112,6 +115,7 @@ class Compilers:
         self._places: queue.SimpleQueue[CompilerProcess | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._remaining = 0
+        self.num_compiled = 0
 
     def num_threads(self, threads: int) -> int:
         """Threads that call `compile` side by side, where `threads` would compile without processes."""
@@ -135,16 +139,15 @@ class Compilers:
             here: takes the variant from the cache on disk, else compiles it. Returns its hash.
         """
         place = self._places.get()
+        compiled = "" if place is None else place.compile(index)
         try:
-            compiled = "" if place is None else place.compile(index)
             found = here()
-            if not compiled:
-                place = None
-            elif place is not None and compiled != found:
+            if place is not None and compiled and compiled != found:
                 place.end(f"compiled variant {index} as {compiled}, and this process as {found}")
         finally:
-            self._places.put(place)
+            self._places.put(place if compiled else None)
             with self._lock:
+                self.num_compiled += bool(compiled)
                 self._remaining -= 1
                 done = not self._remaining
             if done:

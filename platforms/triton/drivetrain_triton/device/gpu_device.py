@@ -43,7 +43,7 @@ class GpuDevice(Device):
 
     @abstractmethod
     def kernel_variants(self, spec: DecoderSpec, limits: ExecutorLimits) -> Sequence[Variant]:
-        """Every kernel that this rank's share of a model launches, those that take longest to compile first."""
+        """Every kernel that this rank's share of a model launches, in an order that is always the same."""
 
     def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
         return shape_policy(limits, graphs=self.capabilities.graphs)
