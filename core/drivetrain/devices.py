@@ -6,7 +6,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -66,9 +66,11 @@ def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
     """
     for name, value in spec.environment.items():
         os.environ.setdefault(name, value)
+    options = _checked_options(config, spec)
+    if spec.early is not None:
+        cast("Callable[[], object]", import_object(spec.early))()
     from drivetrain_plugins.contract.backend import Backend, RankInfo
 
-    options = _checked_options(config, spec)
     made = import_object(spec.backend)
     if not isinstance(made, type) or not issubclass(made, Backend):
         raise Unsupported(f"backend {spec.name!r}: {spec.backend} is {made!r}, expected a subclass of Backend")

@@ -35,6 +35,10 @@ class BackendSpec:
         probe: "module:function" that takes nothing and returns a `ProbeResult`; called in a process of its own.
         backend: "module:class" of the backend itself; imported only in processes that use the device.
         description: one line for people.
+        early: "module:function" that takes nothing, for what takes long and needs no torch, such as starting processes
+            of the backend's own. Called once the backend is chosen, in the process that will import `backend`, while
+            torch is still being imported. It must return at once, import nothing heavy, and not raise; the device may
+            never be opened.
         options: "module:schema" of the `[backend_options.NAME]` table, if the backend takes options.
         environment: variables that the vendor's libraries read when they are loaded. Core sets those that are not set
             before it imports `backend`, in processes that use the device and nowhere else. There it may set those of
@@ -53,6 +57,7 @@ class BackendSpec:
     probe: str
     backend: str
     description: str
+    early: str | None = None
     options: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     also_called: tuple[str, ...] = ()
@@ -73,8 +78,9 @@ class BackendSpec:
         _check_contract_range(self.contract)
         check_import_string("probe", self.probe)
         check_import_string("backend", self.backend)
-        if self.options is not None:
-            check_import_string("options", self.options)
+        for name, value in (("early", self.early), ("options", self.options)):
+            if value is not None:
+                check_import_string(name, value)
         _check_words("also_called", self.also_called)
 
     def speaks(self, contract_version: int) -> bool:

@@ -6,6 +6,23 @@
 import triton
 import triton.language as tl
 
+LIMIT = tl.constexpr(64)
+
+
+@triton.jit
+def bounded(x):
+    return tl.minimum(x, LIMIT)
+
+
+@triton.jit
+def limited(x, PDL: tl.constexpr):
+    tl.store(x, bounded(tl.load(x)))
+
+
+@triton.jit
+def doubled(x, PDL: tl.constexpr):
+    tl.store(x, 2 * bounded(tl.load(x)))
+
 
 @triton.jit
 def scale(x, out, factor, n, BLOCK: tl.constexpr, PDL: tl.constexpr):

@@ -33,6 +33,7 @@ SOUND: dict[str, Any] = {
         ("probe", "acme.probe", "probe: got 'acme.probe', expected 'module.path:attribute'"),
         ("backend", None, "backend: got NoneType, expected a string 'module.path:attribute'"),
         ("options", "acme options:Schema", "options: got 'acme options:Schema', expected 'module.path:attribute'"),
+        ("early", "acme", "early: got 'acme', expected 'module.path:attribute'"),
         (
             "also_called",
             "npu",

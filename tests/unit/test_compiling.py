@@ -32,7 +32,7 @@ class Work:
 
 
 def variant(name: str, *, fails: bool = False, **constants: object) -> Any:
-    return SimpleNamespace(kernel=SimpleNamespace(__name__=name, fails=fails), constexprs=constants)
+    return SimpleNamespace(kernel=SimpleNamespace(__name__=name, fails=fails), constexprs=constants, key=name)
 
 
 def test_special_kernels_follow_one_by_one_and_a_failure_is_told(
@@ -46,6 +46,7 @@ def test_special_kernels_follow_one_by_one_and_a_failure_is_told(
         return work
 
     monkeypatch.setattr(compilation, "compile_all", compile_all)
+    monkeypatch.setattr(compilation, "prepare_kernels", lambda variants: None)
     monkeypatch.setattr(compilation, "_POLL_S", 0.0)
     variants = [
         variant("draw_kernel", FILTERED=True),

@@ -21,7 +21,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     share: float = 0.5
 
 
-def spec(name: str, *, options: str | None = None, backend: str = "a:B", **environment: str) -> BackendSpec:
+def spec(
+    name: str, *, options: str | None = None, backend: str = "a:B", early: str | None = None, **environment: str
+) -> BackendSpec:
     return BackendSpec(
         name=name,
         contract=(1, 1),
@@ -30,6 +32,7 @@ def spec(name: str, *, options: str | None = None, backend: str = "a:B", **envir
         backend=backend,
         description="for a test",
         options=options,
+        early=early,
         environment=environment,
     )
 
@@ -83,6 +86,34 @@ def test_options_that_a_backend_does_not_have_are_refused_by_name(table: dict[st
     config = EngineConfig(model="m", backend_options={"acme": table, "other": {"anything": 1}})
     with pytest.raises(ConfigError, match=message):
         devices.open_device(config, spec("acme", options=f"{__name__}:Options"))
+
+
+class Begun:
+    """What a backend begins early, and how often it did."""
+
+    times = 0
+
+    @classmethod
+    def begin(cls) -> None:
+        assert os.environ["ACME_A"] == "1", "in its environment"
+        cls.times += 1
+
+
+def test_a_backend_begins_early_what_takes_long_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Begun, "times", 0)
+    monkeypatch.setenv("ACME_A", "1")
+    chosen = spec("acme", backend="drivetrain.no_such_module:Backend", early=f"{__name__}:Begun.begin")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        devices.open_device(EngineConfig(model="m"), chosen)
+    assert Begun.times == 1
+
+
+def test_nothing_is_begun_for_options_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Begun, "times", 0)
+    with pytest.raises(ConfigError, match="takes no options"):
+        config = EngineConfig(model="m", backend_options={"acme": {"threads": 2}})
+        devices.open_device(config, spec("acme", early=f"{__name__}:Begun.begin"))
+    assert Begun.times == 0
 
 
 def test_a_backend_without_options_takes_none() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,11 @@ class CudaBackend(Backend):
         with ThreadPoolExecutor(2, "open") as pool:
             context = pool.submit(_make_context, rank.local_rank)
             # Two threads that import Triton at once make one of them fail; so it is imported here.
-            from drivetrain_triton.launch import load_driver
+            from drivetrain_triton.launch import hash_compiler, load_driver
 
             driver = pool.submit(load_driver)
+            # Not waited for: who needs it before it is done does it too.
+            threading.Thread(target=hash_compiler, name="hash compiler").start()
             from drivetrain_cuda.device import CudaDevice
 
             try:

@@ -16,6 +16,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             priority=100,
             probe="drivetrain_cuda.probe:probe",
             backend="drivetrain_cuda.backend:CudaBackend",
+            early="drivetrain_cuda.early:begin",
             options="drivetrain_cuda.options:CudaOptions",
             also_called=("nvidia", "gpu"),
             description="NVIDIA GPUs from compute capability 8.0 (A100, RTX 30) on, with PyTorch and Triton",

@@ -18,10 +18,7 @@ from drivetrain_triton.variants import ops_variants
 
 
 def kernel_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> list[Variant]:
-    """Every kernel that this rank's share of the model launches, specialised as its launches will be.
-
-    Those that take longest to compile come first, so that none of them begins when the others have ended.
-    """
+    """Every kernel that this rank's share of the model launches, specialised as its launches will be."""
     return [
         *prefill_variants(spec, limits, arch),
         *decode_variants(spec, limits, arch),

@@ -126,7 +126,7 @@ class RocmDevice(GpuDevice):
         return super().unsupported(spec, limits) + gaps
 
     def kernel_variants(self, spec: DecoderSpec, limits: ExecutorLimits) -> Sequence[Variant]:
-        return kernel_variants(spec, limits, self.arch, self._kv_dtypes)
+        return kernel_variants(spec, limits, self.arch)
 
 
 def lost_graphs(gpu: OpenedGpu, world: int) -> list[str]:

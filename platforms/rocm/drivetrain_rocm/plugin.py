@@ -16,6 +16,7 @@ def drivetrain_backends() -> list[BackendSpec]:
             priority=100,
             probe="drivetrain_rocm.probe:probe",
             backend="drivetrain_rocm.backend:RocmBackend",
+            early="drivetrain_rocm.early:begin",
             options="drivetrain_rocm.options:RocmOptions",
             also_called=("amd", "radeon", "instinct", "hip", "gpu"),
             description="AMD GPUs (Instinct from MI200, Radeon RX 7000 and 9000) with PyTorch and Triton; compiled for "

@@ -127,6 +127,12 @@ def absent_gpu(arch: str) -> Any:
     return _AbsentGpu(target_of(arch))
 
 
+def compile_here_for(target: GPUTarget) -> None:
+    """Let everything that is compiled in this process from now on be for a GPU that Triton's driver calls so."""
+    absent: Any = _AbsentGpu(target)
+    driver.set_active(absent)
+
+
 @contextmanager
 def _compiling_for(arch: str, kernel: JITFunction) -> Iterator[None]:
     """Compile for `arch` inside; the driver and what the kernel had compiled come back afterwards."""

@@ -22,7 +22,7 @@ start. Two threads that compile the same variant would both do the work, which i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
+from triton.runtime.cache import triton_key
 from triton.runtime.jit import JITFunction
 
 Argument = torch.Tensor | TensorDescriptor | torch.dtype | int | float | None
@@ -73,12 +74,17 @@ class Variant:
         """Everything that Triton takes beside the kernel's runtime arguments."""
         return _options(self.num_warps, self.num_stages, self.pdl, {**self.constexprs, **self.options})
 
-    def compile(self) -> None:
-        """Compile for the current device, load the code and keep the result where a launch finds it."""
+    def compile(self) -> str:
+        """Compile for the current device, load the code and keep the result where a launch finds it.
+
+        Returns:
+            The hash under which the code lies in Triton's cache on disk.
+        """
         made = self.kernel.warmup(*self.args, grid=(1,), **self.launch_options)
         # An absent device has nothing to load into. Triton's launchers are compiled too, each for a fifth of a second.
         if hasattr(driver.active, "launcher_cls"):
             _ = made.run
+        return made.hash
 
     def __str__(self) -> str:
         name = getattr(self.kernel, "__name__", repr(self.kernel))
@@ -109,6 +115,11 @@ def _options(num_warps: int, num_stages: int, pdl: bool, further: Mapping[str, A
     if pdl:
         options["launch_pdl"] = True
     return options
+
+
+def hash_compiler() -> None:
+    """Let Triton hash its own files, which every key of its cache holds: half a second, once in a process."""
+    triton_key()
 
 
 def load_driver() -> None:
@@ -171,7 +182,7 @@ def launch(
 class Compilation:
     """Kernels that are being compiled by threads in the background."""
 
-    def __init__(self, pool: ThreadPoolExecutor, futures: dict[Future[None], Variant]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, futures: dict[Future[object], Variant]) -> None:
         self._pool = pool
         self._futures = futures
 
@@ -196,15 +207,43 @@ class Compilation:
             ) from error
 
 
-def compile_all(variants: Iterable[Variant], *, max_workers: int) -> Compilation:
+def prepare_kernels(variants: Iterable[Variant]) -> None:
+    """Do what threads that compile side by side must find done: hash the kernels, and make their caches in memory."""
+    device = driver.active.get_current_device()
+    kernels = {id(variant.kernel): variant.kernel for variant in variants}
+    # In an order that is always the same, for functions that `_hash` does not see.
+    for kernel in sorted(kernels.values(), key=lambda kernel: (kernel.__module__, kernel.__qualname__)):
+        _hash(kernel, frozenset())
+        _ = kernel.device_caches[device]
+
+
+def _hash(kernel: JITFunction, above: frozenset[str]) -> None:
+    """Hash the functions that a kernel calls, then itself.
+
+    Triton (seen in 3.6 and 3.7) leaves constants of functions that it did not hash before out of the hash of those
+    that call them. The cache on disk goes by it, and would find a kernel or not, depending on what another thread did
+    first.
+    """
+    for name in kernel.fn.__code__.co_names:
+        called = kernel.fn.__globals__.get(name)
+        if isinstance(called, JITFunction) and name not in above:
+            _hash(called, above | {name})
+    _ = kernel.cache_key
+
+
+def compile_all(
+    variants: Iterable[Variant], *, max_workers: int, compile_one: Callable[[Variant], object] = Variant.compile
+) -> Compilation:
     """Start compiling variants for the current device in `max_workers` threads.
 
     Equal variants are compiled once, and what Triton's cache on disk has is only read. The calling thread's device is
     the threads' device.
+
+    Args:
+        compile_one: does `Variant.compile`, if perhaps with the help of others.
     """
     distinct = {variant.key: variant for variant in variants}
+    prepare_kernels(distinct.values())
     device = driver.active.get_current_device()
-    for variant in distinct.values():
-        _ = variant.kernel.device_caches[device]
     pool = ThreadPoolExecutor(max_workers, "compile", driver.active.set_current_device, (device,))
-    return Compilation(pool, {pool.submit(variant.compile): variant for variant in distinct.values()})
+    return Compilation(pool, {pool.submit(compile_one, variant): variant for variant in distinct.values()})

@@ -47,13 +47,13 @@ def ops_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> li
 
 
 def _record_layers(ops: TritonOps, spec: DecoderSpec, dtype: torch.dtype) -> None:
-    norms = {layer.norm for layer in spec.layers} | ({spec.final_norm} if spec.final_norm is not None else set())
+    norms = dict.fromkeys([*(layer.norm for layer in spec.layers), *([spec.final_norm] if spec.final_norm else [])])
     x_TD = torch.empty((_ROWS, spec.hidden_size), dtype=dtype, device=_META)
     for norm in norms:
         weights = _norm_weights(norm, spec.hidden_size, dtype)
         ops.norm(x_TD, weights)
         ops.add_norm(x_TD, x_TD, weights)
-    for mlp in {layer.mlp for layer in spec.layers}:
+    for mlp in dict.fromkeys(layer.mlp for layer in spec.layers):
         width = 2 * mlp.inner_size if mlp.gated else mlp.inner_size
         inner = torch.empty((_ROWS, width), dtype=dtype, device=_META)
         activated = ops.activate_gate if mlp.gated else ops.activate

@@ -18,6 +18,8 @@ from drivetrain_plugins.errors import BackendError
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.device.allocator import GpuAllocator
 from drivetrain_triton.device.compilation import Compiling
+from drivetrain_triton.device.compile_job import encode_job
+from drivetrain_triton.device.compilers import taken_compilers
 from drivetrain_triton.device.faults import FaultSigns, classify
 from drivetrain_triton.device.runtime import StreamRuntime
 from drivetrain_triton.device.shapes import shape_policy
@@ -41,13 +43,16 @@ class GpuDevice(Device):
 
     @abstractmethod
     def kernel_variants(self, spec: DecoderSpec, limits: ExecutorLimits) -> Sequence[Variant]:
-        """Every kernel that this rank's share of a model launches, those that take longest to compile first."""
+        """Every kernel that this rank's share of a model launches, in an order that is always the same."""
 
     def shape_policy(self, limits: ExecutorLimits) -> ShapePolicy:
         return shape_policy(limits, graphs=self.capabilities.graphs)
 
     def compile_ahead(self, spec: DecoderSpec, limits: ExecutorLimits, progress: Progress) -> Callable[[], None]:
-        self._compiling = Compiling(self.kernel_variants(spec, limits), progress)
+        variants = self.kernel_variants(spec, limits)
+        compilers = taken_compilers()
+        job = b"" if compilers is None else encode_job(spec, limits, self.arch)
+        self._compiling = Compiling(variants, progress, compilers, job)
         return self._compiling.wait
 
     def prepare_more(self) -> bool:

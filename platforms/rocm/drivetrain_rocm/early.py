@@ -1,0 +1,10 @@
+"""What is begun before torch is there. Imports neither torch nor Triton."""
+
+from __future__ import annotations
+
+from drivetrain_triton.device.compilers import begin_compilers
+
+
+def begin() -> None:
+    """Start the processes that compile kernels, where none is compiled yet."""
+    begin_compilers("drivetrain_rocm.variants:kernel_variants")
