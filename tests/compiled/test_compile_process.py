@@ -30,7 +30,7 @@ from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.cross_compile import absent_gpu
 from drivetrain_triton.device import compilers
 from drivetrain_triton.device.compilation import plain_variants
-from drivetrain_triton.device.compilers import begin_compilers
+from drivetrain_triton.device.compilers import Compilers, begin_compilers
 from drivetrain_triton.device.gpu_device import GpuDevice
 from drivetrain_triton.launch import Variant, prepare_kernels
 from drivetrain_triton.variants import ops_variants
@@ -133,6 +133,18 @@ def test_a_process_ends_with_the_one_that_it_works_for(tmp_path: Path) -> None:
         assert runs(pid)
         parent.send_signal(signal.SIGKILL)
     until(lambda: not runs(pid))
+
+
+def test_a_process_that_cannot_begin_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compilers, "LEAST_THREADS", 0)
+    begun = Compilers("compiled.listings:none_of_cuda", 1)
+    begun.begin(b"{}\n", 1, threads=1)
+    begun.compile(0, lambda: "compiled here")
+    until(lambda: not begun.alive)
+    assert "a process that compiles kernels ended with 1; this process does its share" in caplog.text
+    assert "AttributeError: module 'compiled.listings' has no attribute 'none_of_cuda'" in caplog.text
 
 
 def runs(pid: int) -> bool:
