@@ -33,8 +33,7 @@ class Work:
 
     def run(self) -> None:
         """Compile everything and see that nothing is left of the processes."""
-        self.compilers.begin(self.job, TOTAL, threads=1)
-        with ThreadPoolExecutor(self.compilers.num_threads(1)) as pool:
+        with ThreadPoolExecutor(self.compilers.begin(self.job, TOTAL, threads=1)) as pool:
             list(pool.map(lambda index: self.compilers.compile(index, lambda: self._here(index)), range(TOTAL)))
         until(lambda: not self.compilers.alive)
         assert sorted(self.loaded) == list(range(TOTAL)), "each is loaded here once, whoever compiled it"
@@ -103,14 +102,15 @@ def test_one_that_is_killed_in_the_middle_leaves_the_rest_to_this_process(
     work = Work("works", processes=1)
     ask = CompilerProcess.compile
 
-    def kill_at_five(process: CompilerProcess, index: int) -> str:
-        if index == 5:
+    def kill_after_five(process: CompilerProcess, index: int) -> str:
+        if len(asked) == 5:
             process._process.kill()
         return ask(process, index)
 
-    monkeypatch.setattr(CompilerProcess, "compile", kill_at_five)
+    monkeypatch.setattr(CompilerProcess, "compile", kill_after_five)
     work.run()
-    assert asked == {**{index: f"hash {index}" for index in range(5)}, 5: ""}, "then nobody asks it any more"
+    assert sorted(map(bool, asked.values())) == [False, *[True] * 5], "then nobody asks it any more"
+    assert work.compilers.num_compiled == 5
     assert "ended with -9; this process does its share: it left no message" in caplog.text
 
 
@@ -136,10 +136,13 @@ def test_a_kernel_that_does_not_compile_here_either_fails_and_holds_up_nothing()
     until(lambda: not work.compilers.alive)
 
 
-def test_there_are_as_many_threads_as_without_processes_but_some_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threads", "here"), [(15, 9), (9, 3), (5, 3)])
+def test_as_many_are_compiled_at_once_as_by_threads_alone_or_a_few_more(
+    threads: int, here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compilers, "LEAST_THREADS", 3)
     work = Work("works", processes=3)
-    assert [work.compilers.num_threads(threads) for threads in (15, 9, 5)] == [15, 9, 9]
+    assert work.compilers.begin(work.job, TOTAL, threads) == here + 2 * 3 * compilers.LANES
     work.compilers.close()
     until(lambda: not work.compilers.alive)
 

@@ -220,9 +220,8 @@ def prepare_kernels(variants: Iterable[Variant]) -> None:
 def _hash(kernel: JITFunction, above: frozenset[str]) -> None:
     """Hash the functions that a kernel calls, then itself.
 
-    Triton (seen in 3.6 and 3.7) leaves constants of functions that it did not hash before out of the hash of those
-    that call them. The cache on disk goes by it, and would find a kernel or not, depending on what another thread did
-    first.
+    Triton 3.6 and 3.7 leave constants of functions that they did not hash before out of the hash of those that call
+    them. The cache on disk goes by it, and would find a kernel or not, depending on what another thread did first.
     """
     for name in kernel.fn.__code__.co_names:
         called = kernel.fn.__globals__.get(name)

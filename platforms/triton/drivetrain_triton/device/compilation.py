@@ -107,9 +107,8 @@ class Compiling:
 def _compile_with(compilers: Compilers, job: bytes, plain: Sequence[Variant], threads: int) -> Compilation:
     """As `compile_all`, shared with processes that know a variant by its place in the list."""
     index_of = {variant.key: index for index, variant in enumerate(plain)}
-    compilers.begin(job, len(plain), threads)
     return compile_all(
         plain,
-        max_workers=compilers.num_threads(threads),
+        max_workers=compilers.begin(job, len(plain), threads),
         compile_one=lambda variant: compilers.compile(index_of[variant.key], variant.compile),
     )

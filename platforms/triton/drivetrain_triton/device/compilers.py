@@ -117,20 +117,27 @@ class Compilers:
         self._remaining = 0
         self.num_compiled = 0
 
-    def num_threads(self, threads: int) -> int:
-        """Threads that call `compile` side by side, where `threads` would compile without processes."""
-        lanes = LANES * len(self._processes)
-        return max(threads - lanes, LEAST_THREADS) + lanes
+    def begin(self, job: bytes, total: int, threads: int) -> int:
+        """Hand out the job.
 
-    def begin(self, job: bytes, total: int, threads: int) -> None:
-        """Hand out the job, a line; `total` variants will be compiled by `num_threads(threads)` threads."""
+        Args:
+            job: a line. total: variants that will be compiled.
+            threads: that would compile where there are no processes.
+
+        Returns:
+            How many threads should call `compile` side by side. Most of them wait.
+        """
         self._remaining = total
-        for _ in range(self.num_threads(threads) - LANES * len(self._processes)):
+        lanes = LANES * len(self._processes)
+        here = max(threads - lanes, LEAST_THREADS)
+        for _ in range(here):
             self._places.put(None)
         for process in self._processes:
             process.begin(job, total, self._add_lanes)
         if not total:
             self.close()
+        # Beside each that waits for a process there may be one that loads what the process compiled before.
+        return here + 2 * lanes
 
     def compile(self, index: int, here: Callable[[], str]) -> None:
         """Have a variant compiled wherever there is room first, then load it here.
@@ -140,12 +147,15 @@ class Compilers:
         """
         place = self._places.get()
         compiled = "" if place is None else place.compile(index)
+        if compiled:  # another thread may have the lane while this one loads
+            self._places.put(place)
         try:
             found = here()
             if place is not None and compiled and compiled != found:
                 place.end(f"compiled variant {index} as {compiled}, and this process as {found}")
         finally:
-            self._places.put(place if compiled else None)
+            if not compiled:
+                self._places.put(None)
             with self._lock:
                 self.num_compiled += bool(compiled)
                 self._remaining -= 1
