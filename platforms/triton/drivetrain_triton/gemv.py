@@ -66,10 +66,17 @@ def gemv_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    # What the product is added to is loaded first: at the end, the next kernel's weights would be in its way.
+    stored = rows < N
+    totals = ()
     sums = ()
     up_sums = ()
     squares = ()
-    for _ in tl.static_range(M):
+    for m in tl.static_range(M):
+        total = tl.zeros([BN], tl.float32)
+        if ADD:
+            total += tl.load(out_ptr + m * stride_out + rows, mask=stored, other=0.0).to(tl.float32)
+        totals = totals + (total,)
         sums = sums + (tl.zeros([BN, C], tl.float32),)
         up_sums = up_sums + (tl.zeros([BN, C], tl.float32),)
         squares = squares + (tl.zeros([1, C], tl.float32),)
@@ -104,7 +111,6 @@ def gemv_kernel(
         w = w_next
         if GATE:
             u = u_next
-    stored = rows < N
     for m in tl.static_range(M):
         y = tl.sum(sums[m], 1)
         if NORM:
@@ -119,7 +125,6 @@ def gemv_kernel(
             if BIAS:
                 z += tl.load(bias_ptr + N + rows, mask=stored, other=0.0).to(tl.float32)
             y = activated(y, ACTIVATION) * z
-        out = out_ptr + m * stride_out + rows
         if ADD:
-            y += tl.load(out, mask=stored, other=0.0).to(tl.float32)
-        tl.store(out, y.to(out_ptr.dtype.element_ty), mask=stored)
+            y += totals[m]
+        tl.store(out_ptr + m * stride_out + rows, y.to(out_ptr.dtype.element_ty), mask=stored)

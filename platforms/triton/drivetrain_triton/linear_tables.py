@@ -91,5 +91,7 @@ def linear_config(arch: str, tokens: int, n: int, k: int, *, gate: bool) -> Line
     if not buckets:
         return None
     near = [entry for entry in every_entry(arch) if entry.tokens == buckets[0] and entry.gate == gate]
+    # A round of more inputs than there are leaves threads without work.
+    near = [entry for entry in near if entry.config is None or entry.config.bk <= k] or near
     # Blackwell has no gated entry on the matrix units: Triton 3.6 cannot lower two accumulators of 16 columns there.
     return min(near, key=lambda entry: entry.distance(n, k)).config if near else None

@@ -23,11 +23,14 @@ from drivetrain_triton.attention.prefill_plan import PrefillPlan
 from drivetrain_triton.attention.work import plan_kernel
 from drivetrain_triton.launch import launch
 
-UNIT = 128
+UNIT = 64
 """Chunks are multiples of so many tokens: shorter ones cost more to merge than they save."""
 
 OVERHEAD = 96
 """What starting a program and merging its result cost, in tokens of its time."""
+
+SHARED_OVERHEAD = 480
+"""The same of a program that reads shared pages: it stores the results of many rows, and each row merges its own."""
 
 INVARIANT_CHUNK = 512
 INVARIANT_CHUNKS = 16
@@ -281,6 +284,7 @@ def make_decode_work(
         UNIT=UNIT,
         ALIGNMENT=config.block_n,
         OVERHEAD=OVERHEAD,
+        SHARED_OVERHEAD=SHARED_OVERHEAD,
         COUNTERS=programs,
         WINDOW=geometry.window is not None,
         SHARED=groups > 0,

@@ -121,6 +121,7 @@ def plan_kernel(
     UNIT: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     OVERHEAD: tl.constexpr,
+    SHARED_OVERHEAD: tl.constexpr,
     COUNTERS: tl.constexpr,
     WINDOW: tl.constexpr,
     SHARED: tl.constexpr,
@@ -171,7 +172,7 @@ def plan_kernel(
         tokens_S = tl.where(end_S > begin_S, tokens_S, 0)
         blocks_S = tl.where(tokens_S > 0, tl.cdiv(end_S - begin_S, ROWS_A_BLOCK), 0)
         longest_shared = tl.cdiv(tl.maximum(tl.max(tokens_S, axis=0), 1), UNIT) * UNIT
-        shared_chunk = _choose_chunk(tokens_S, blocks_S, shared_entries, places, longest_shared, OVERHEAD, UNIT)
+        shared_chunk = _choose_chunk(tokens_S, blocks_S, shared_entries, places, longest_shared, SHARED_OVERHEAD, UNIT)
         parts_S = tl.cdiv(tokens_S, shared_chunk)
         for group in range(num_groups):
             begin = tl.load(shared_groups_ptr + group * 3)
