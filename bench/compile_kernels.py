@@ -1,9 +1,9 @@
 """Seconds from the start of a process until a model's kernels are compiled, by threads alone and with processes.
 
-    python bench/compile_kernels.py [--model Llama-3.1-8B] [--arch sm_90] [--processes 0 2 4] [--repeat 1]
+    python bench/compile_kernels.py [--model Llama-3.1-8B] [--arch sm_90] [--processes 0 2 4] [--lanes 2] [--repeat 1]
 
 Needs no GPU: kernels are compiled for one that is not here. Each line is a process of its own on an empty cache, which
-imports torch and Triton as a server does.
+imports torch and Triton as a server does. Threads alone are as many as a server uses: one less than processors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ PARTS = {"sm": ("drivetrain_cuda", 132, 227 << 10, 32), "gfx": ("drivetrain_rocm
 """By the beginning of the architecture: package, processors, bytes of shared memory, threads that run in step."""
 
 
-def start(model: str, arch: str, processes: int) -> dict[str, float]:
+def start(model: str, arch: str, processes: int, lanes: int | None) -> dict[str, float]:
     """What a server does of its start: begin processes, import, list and compile."""
     began = time.perf_counter()
+    from drivetrain_triton.device import compilers as module
     from drivetrain_triton.device.compilers import Compilers
 
+    if lanes is not None:
+        module.LANES = lanes
     package, num_processors, shared_bytes, warp_size = PARTS["sm" if arch.startswith("sm") else "gfx"]
     listing = f"{package}.variants:kernel_variants"
     compilers = Compilers(listing, processes) if processes else None
@@ -77,15 +80,18 @@ def main() -> None:
     parser.add_argument("--model", default="Llama-3.1-8B", help="a configuration in tests/data/configs, or tiny")
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--processes", type=int, nargs="+", default=[0, 2, 4])
+    parser.add_argument("--lanes", type=int, help="kernels that a process compiles at once")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(start(options.model, options.arch, *options.processes)))
+        print(json.dumps(start(options.model, options.arch, *options.processes, options.lanes)))
         return
     print(f"{options.model} for {options.arch}, {len(os.sched_getaffinity(0))} processors", flush=True)
     for processes in options.processes * options.repeat:
         command = [sys.executable, __file__, "--one", "--model", options.model, "--arch", options.arch]
+        if options.lanes is not None:
+            command += ["--lanes", str(options.lanes)]
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"TRITON_CACHE_DIR": cache}
             done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ pytest.importorskip("triton", reason="needs the package triton, which has no bui
 import triton
 from triton.runtime import driver
 
+import compile_kernels
 from compiled import kernels
+from device_parts.settings import TINY_CONFIG
 from drivetrain.models.families import decoder_spec
+from drivetrain_cuda.variants import kernel_variants
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import MemoryLimits
 from drivetrain_plugins.contract.model import DecoderSpec, NormSpec
@@ -30,7 +34,7 @@ from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.cross_compile import absent_gpu
 from drivetrain_triton.device import compilers
 from drivetrain_triton.device.compilation import plain_variants
-from drivetrain_triton.device.compilers import begin_compilers
+from drivetrain_triton.device.compilers import Compilers, begin_compilers
 from drivetrain_triton.device.gpu_device import GpuDevice
 from drivetrain_triton.launch import Variant, prepare_kernels
 from drivetrain_triton.variants import ops_variants
@@ -133,6 +137,31 @@ def test_a_process_ends_with_the_one_that_it_works_for(tmp_path: Path) -> None:
         assert runs(pid)
         parent.send_signal(signal.SIGKILL)
     until(lambda: not runs(pid))
+
+
+def test_a_process_that_cannot_begin_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compilers, "LEAST_THREADS", 0)
+    begun = Compilers("compiled.listings:none_of_cuda", 1)
+    begun.begin(b"{}\n", 1, threads=1)
+    begun.compile(0, lambda: "compiled here")
+    until(lambda: not begun.alive)
+    assert "a process that compiles kernels ended with 1; this process does its share" in caplog.text
+    assert "AttributeError: module 'compiled.listings' has no attribute 'none_of_cuda'" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_measurement_compiles_everything_with_processes_and_without(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, compile_kernels.__file__, "--model", "tiny", "--processes", "0", "1", "--lanes", "1"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    found = re.findall(r"^(\d) processes: .*, (\d+) kernels .* s, (\d+) of them", printed, re.MULTILINE)
+    alone, helped = [tuple(map(int, line)) for line in found]
+    total = len(plain_variants(kernel_variants(decoder_spec(TINY_CONFIG), LIMITS, H100)))
+    assert alone == (0, total, 0)
+    assert helped[:2] == (1, total)
+    assert not list(tmp_path.iterdir()), "each start has a cache of its own"
 
 
 def runs(pid: int) -> bool:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
@@ -55,10 +56,16 @@ def main(listing: str, lanes: int) -> None:
     os.dup2(2, 1)
     told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(told,), name="listen", daemon=True).start()
-    _serve(listing, lanes, told, answers)
-    # Without the interpreter's shutdown: libraries take their time for it, and nothing is left to be done.
-    sys.stderr.flush()
-    os._exit(0)
+    status = 1
+    try:
+        _serve(listing, lanes, told, answers)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # Without the interpreter's shutdown: it would wait for libraries, and fail over the thread that listens.
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _serve(listing: str, lanes: int, told: queue.SimpleQueue[bytes], answers: int) -> None:
