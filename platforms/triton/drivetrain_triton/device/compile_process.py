@@ -91,7 +91,7 @@ def _serve(listing: str, lanes: int, told: queue.SimpleQueue[bytes], answers: in
             os.write(answers, line_of(word))
 
     def compile_one(index: int) -> None:
-        say(_compile(index, variants[index]))
+        say(_compile(variants, index))
 
     say(Ready(kernels=len(variants)))
     with ThreadPoolExecutor(lanes, "compile") as pool:
@@ -100,9 +100,9 @@ def _serve(listing: str, lanes: int, told: queue.SimpleQueue[bytes], answers: in
         pool.shutdown(cancel_futures=True)
 
 
-def _compile(index: int, variant: Variant) -> Compiled:
+def _compile(variants: Sequence[Variant], index: int) -> Compiled:
     try:
-        return Compiled(index=index, hash=variant.compile())
+        return Compiled(index=index, hash=variants[index].compile())
     except Exception as error:  # the parent says so, and compiles it itself
         return Compiled(index=index, error=f"{type(error).__name__}: {error}"[:2000])
 
