@@ -64,7 +64,9 @@ CANDIDATES = {
     "32x4x4, 3 programs": _config(32, 4, 4, 3),
     "32x4x5, 3 programs": _config(32, 4, 5, 3),
     "32x2x4, 4 programs": _config(32, 2, 4, 4),
+    "32x2x3, 3 programs": _config(32, 2, 3, 3),
     "64x2x3, 3 programs": _config(64, 2, 3, 3),
+    "64x2x2, 3 programs": _config(64, 2, 2, 3),
     "64x8x3, 2 programs": _config(64, 8, 3, 2),
     "128x4x2, 2 programs": _config(128, 4, 2, 2),
 }

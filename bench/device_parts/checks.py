@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from itertools import groupby
 
 from device_parts.settings import ROOT, Record, Settings
@@ -18,13 +19,17 @@ LAST_LINE = re.compile(r"\d+ \w+.* in [\d.]+s")
 SANITIZER_ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error")
 RACES = re.compile(r"RACECHECK SUMMARY: (\d+) hazard")
 SHOWN_CHARS = 3000
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider")
+MOST_WORKERS = 12
+"""Processes that share the device: each holds some hundred megabytes of it."""
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "no:benchmark")
 """Warnings are not errors: a device machine has other versions of everything."""
 
 
 def run_kernels(settings: Settings, record: Record) -> None:
-    """The kernel tests on the device."""
-    _run_tests(settings, record, "kernel tests", [settings.kernel_tests])
+    """The kernel tests on the device, side by side: most of their time is compiling."""
+    workers = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 2))
+    parallel = ["-n", str(workers)] if find_spec("xdist") is not None else []
+    _run_tests(settings, record, "kernel tests", [settings.kernel_tests, *parallel])
 
 
 def run_device(settings: Settings, record: Record) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from drivetrain.config import EngineConfig, format_size
 from drivetrain.errors import ConfigError, OutOfMemory
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
-from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.memory import kv_spec
 from drivetrain_plugins.contract.model import DecoderSpec, weight_shapes
+
+if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
+    from drivetrain_plugins.contract.executor import ExecutorLimits
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -122,6 +122,12 @@ def test_one_row_fills_the_device(device: torch.device) -> None:
     assert 100_000 * 2 / (PROCESSORS * PROGRAMS) < longest <= 1.3 * 100_000 * 2 / (PROCESSORS * PROGRAMS) + UNIT
 
 
+def test_few_rows_are_cut_until_every_program_has_a_chunk(device: torch.device) -> None:
+    lengths = [8192] * 4
+    even = 4 * 8192 * 2 / (PROCESSORS * PROGRAMS)
+    assert even <= check_rows(plan(device, lengths), lengths, dict.fromkeys(range(4), 0), {}) <= even + UNIT
+
+
 def test_a_long_row_does_not_wait_alone(device: torch.device) -> None:
     lengths = [60_000] + [500] * 63
     assert check_rows(plan(device, lengths), lengths, dict.fromkeys(range(64), 0), {}) <= 1024

@@ -185,7 +185,7 @@ def test_a_failed_part_is_reported_and_the_others_go_on(tmp_path: Path):
         "kernels": "failed",
         "offline tiny": "ok",
     }
-    assert results["kernels"]["failures"] == ["kernel tests: exit status 4, {}"]
+    assert results["kernels"]["failures"] == ["kernel tests: exit status 5, {}"]
     rows = results["offline tiny"]["rows"]
     assert [row["repetition"] for row in rows] == [0, 1]
     assert all(row["out_tok_s"] > 0 and 0 < row["of_floor"] < 1 for row in rows)

@@ -15,6 +15,7 @@ from drivetrain import assembly, devices
 from drivetrain.config import EngineConfig
 from drivetrain.errors import ConfigError, Unsupported
 from drivetrain_plugins.spec import BackendSpec
+from fakes.fresh_python import printed_by
 from fakes.tiny_model import write_tiny_model
 from fakes.waiting import LIMIT_S
 
@@ -148,3 +149,27 @@ def test_a_backend_without_options_takes_none() -> None:
     config = EngineConfig(model="m", backend_options={"acme": {"threads": 2}})
     with pytest.raises(ConfigError, match=r"got \['threads'\], but this backend takes no options"):
         devices.open_device(config, spec("acme"))
+
+
+STARTED = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch", os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, Watch())
+import drivetrain.assembly, drivetrain.process.worker
+print("modules")
+from drivetrain.config import EngineConfig
+from drivetrain.devices import choose, open_device
+
+config = EngineConfig(model="m", backend="cpu")
+open_device(config, choose(config, print))
+"""
+
+
+def test_an_engine_process_imports_torch_only_in_its_backends_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert printed_by(STARTED).splitlines() == ["modules", "torch 50000"]

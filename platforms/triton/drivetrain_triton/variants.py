@@ -47,9 +47,11 @@ def ops_variants(spec: DecoderSpec, limits: ExecutorLimits, arch: GpuArch) -> li
 
 
 def _record_layers(ops: TritonOps, spec: DecoderSpec, dtype: torch.dtype) -> None:
-    norms = dict.fromkeys([*(layer.norm for layer in spec.layers), *([spec.final_norm] if spec.final_norm else [])])
+    norms = [layer.norm for layer in spec.layers]
+    if spec.final_norm is not None:
+        norms.append(spec.final_norm)
     x_TD = torch.empty((_ROWS, spec.hidden_size), dtype=dtype, device=_META)
-    for norm in norms:
+    for norm in dict.fromkeys(norms):
         weights = _norm_weights(norm, spec.hidden_size, dtype)
         ops.norm(x_TD, weights)
         ops.add_norm(x_TD, x_TD, weights)

@@ -39,8 +39,8 @@ from drivetrain_triton.attention.plan import (
 EARLY_ROWS = range(3, 129)
 """Rows of a step whose decode attention is a dependent launch, in all layers but the one that plans.
 
-Measured on an H100: with 8 rows it gains 2 % of an 8B's step and 5 % of a 0.6B's; with one row it costs 2 to 9 %.
-Products of one row read through the first-level cache, and this kernel's shared memory leaves little of it.
+Measured on an H100: with 8 rows it gains 2 % of an 8B's step and 5 % of a 0.6B's; with one row it costs 2 to 9 %:
+programs that start while products run lie several to a processor.
 """
 
 

@@ -26,7 +26,7 @@ from drivetrain_triton.launch import launch
 UNIT = 64
 """Chunks are multiples of so many tokens: shorter ones cost more to merge than they save."""
 
-OVERHEAD = 96
+OVERHEAD = 240
 """What starting a program and merging its result cost, in tokens of its time."""
 
 SHARED_OVERHEAD = 480

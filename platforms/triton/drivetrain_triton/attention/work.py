@@ -50,7 +50,7 @@ def _next_chunk(chunk, longest, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _choose_chunk(span_R, weight_R, entries, places, longest, OVERHEAD: tl.constexpr, UNIT: tl.constexpr):
+def _choose_chunk(span_R, weight_R, entries, places, least_count, longest, OVERHEAD: tl.constexpr, UNIT: tl.constexpr):
     """Chunk length with the least estimated time under which the list has room.
 
     A chunk costs OVERHEAD tokens of a program's time beyond its own tokens, spread over the programs that run at once;
@@ -61,6 +61,7 @@ def _choose_chunk(span_R, weight_R, entries, places, longest, OVERHEAD: tl.const
         weight_R: entries that each chunk of a row takes.
         entries: room in the list.
         places: entries that run at once.
+        least_count: fewer entries than this cost as much.
         longest: the longest span, rounded up to UNIT: always fits.
     """
     least = tl.cdiv(tl.sum(span_R * weight_R, axis=0), entries)
@@ -70,7 +71,7 @@ def _choose_chunk(span_R, weight_R, entries, places, longest, OVERHEAD: tl.const
     # No longer chunk can cost less than half its length.
     while (chunk <= longest) & (chunk // 2 < best_cost):
         count = tl.sum(tl.cdiv(span_R, chunk) * weight_R, axis=0)
-        cost = (count * OVERHEAD) // places + chunk // 2
+        cost = (tl.maximum(count, least_count) * OVERHEAD) // places + chunk // 2
         better = (count <= entries) & (cost < best_cost)
         best = tl.where(better, chunk, best)
         best_cost = tl.where(better, cost, best_cost)
@@ -172,7 +173,10 @@ def plan_kernel(
         tokens_S = tl.where(end_S > begin_S, tokens_S, 0)
         blocks_S = tl.where(tokens_S > 0, tl.cdiv(end_S - begin_S, ROWS_A_BLOCK), 0)
         longest_shared = tl.cdiv(tl.maximum(tl.max(tokens_S, axis=0), 1), UNIT) * UNIT
-        shared_chunk = _choose_chunk(tokens_S, blocks_S, shared_entries, places, longest_shared, SHARED_OVERHEAD, UNIT)
+        # Each part of a prefix is merged by every row of its group, even where all programs run at once.
+        shared_chunk = _choose_chunk(
+            tokens_S, blocks_S, shared_entries, places, 0, longest_shared, SHARED_OVERHEAD, UNIT
+        )
         parts_S = tl.cdiv(tokens_S, shared_chunk)
         for group in range(num_groups):
             begin = tl.load(shared_groups_ptr + group * 3)
@@ -190,7 +194,8 @@ def plan_kernel(
     chunk = fixed_chunk
     if fixed_chunk == 0:
         longest = tl.cdiv(tl.maximum(tl.max(span_R, axis=0), 1), UNIT) * UNIT
-        chunk = _choose_chunk(span_R, tl.full((BLOCK_R,), 1, tl.int32), entries, places, longest, OVERHEAD, UNIT)
+        once_R = tl.full((BLOCK_R,), 1, tl.int32)
+        chunk = _choose_chunk(span_R, once_R, entries, places, places, longest, OVERHEAD, UNIT)
     own_R = tl.cdiv(span_R, chunk)
     all_R = tl.where(decodes_R, own_R + shared_parts_R, 0)
     entry_R = tl.cumsum(own_R, axis=0) - own_R
