@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drivetrain.batch import BatchBuilder
 from drivetrain.config import EngineConfig
 from drivetrain.config_files import load_generation_config, load_model_config
-from drivetrain.devices import choose, open_device
+from drivetrain.devices import begun_early, choose, open_device
 from drivetrain.engine import Engine
 from drivetrain.errors import ConfigError, OutOfMemory, Unsupported, UnsupportedModel
 from drivetrain.grammar.compiler import GrammarCompiler
@@ -23,6 +23,7 @@ from drivetrain.weights.read_ahead import read_ahead
 from drivetrain_plugins.contract.capabilities import Capabilities, Dtype
 from drivetrain_plugins.contract.memory import MemoryLimits, MemoryPlan
 from drivetrain_plugins.contract.model import DecoderSpec
+from drivetrain_plugins.spec import BackendSpec
 
 if TYPE_CHECKING:  # what imports torch is imported once the backend's environment is set
     import torch
@@ -63,6 +64,13 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         read_ahead(model.path)
     with clock.phase("find device"):
         backend = choose(config, warnings.append)
+    with begun_early(config, backend):
+        return _assemble_on(backend, config, model, clock, tuple(warnings))
+
+
+def _assemble_on(
+    backend: BackendSpec, config: EngineConfig, model: OpenedModel, clock: PhaseClock, warnings: tuple[str, ...]
+) -> Engine:
     with clock.phase("open device"):
         device = open_device(config, backend)
     limits = executor_limits(config, model, device.capabilities)
@@ -94,7 +102,7 @@ def assemble(config: EngineConfig, progress: OnPhase | None = None) -> Engine:
         backend=backend.name,
         capabilities=device.capabilities,
         weight_bytes=weights.total_bytes,
-        warnings=tuple(warnings),
+        warnings=warnings,
         grammars=GrammarCompiler(lambda: _open_vocabulary(config, model)),
     )
 

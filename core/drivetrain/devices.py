@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -57,6 +58,29 @@ def _import_torch_ahead(found: Sequence[BackendSpec]) -> None:
     threading.Thread(target=importlib.import_module, args=("torch",), name="import torch").start()
 
 
+@contextmanager
+def begun_early(config: EngineConfig, spec: BackendSpec) -> Generator[None, None, None]:
+    """Let a chosen backend begin what takes long, in its environment, and end it on leaving.
+
+    Inside, its device is opened and its engine made ready.
+
+    Raises:
+        ConfigError: the backend refuses its options, so nothing is begun.
+    """
+    _set_environment(spec)
+    _checked_options(config, spec)
+    if spec.early is None:
+        yield
+        return
+    end = cast("Callable[[], object]", import_object(spec.early))()
+    if not callable(end):
+        raise Unsupported(f"backend {spec.name!r}: {spec.early} returned {end!r}, expected what ends it")
+    try:
+        yield
+    finally:
+        end()
+
+
 def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
     """Open the device of a chosen backend, in the environment that it asks for.
 
@@ -64,17 +88,19 @@ def open_device(config: EngineConfig, spec: BackendSpec) -> Device:
         BackendError: it cannot be opened.
         ConfigError: the backend refuses its options.
     """
-    for name, value in spec.environment.items():
-        os.environ.setdefault(name, value)
+    _set_environment(spec)
     options = _checked_options(config, spec)
-    if spec.early is not None:
-        cast("Callable[[], object]", import_object(spec.early))()
     from drivetrain_plugins.contract.backend import Backend, RankInfo
 
     made = import_object(spec.backend)
     if not isinstance(made, type) or not issubclass(made, Backend):
         raise Unsupported(f"backend {spec.name!r}: {spec.backend} is {made!r}, expected a subclass of Backend")
     return made().open(RankInfo(), options)
+
+
+def _set_environment(spec: BackendSpec) -> None:
+    for name, value in spec.environment.items():
+        os.environ.setdefault(name, value)
 
 
 def _checked_options(config: EngineConfig, spec: BackendSpec) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class _Child:
         }
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-c", BOOTSTRAP, json.dumps(request)],
+                [sys.executable, "-P", "-X", "faulthandler", "-c", BOOTSTRAP, json.dumps(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=self.output_file,
                 stderr=subprocess.STDOUT,

@@ -37,8 +37,8 @@ class BackendSpec:
         description: one line for people.
         early: "module:function" that takes nothing, for what takes long and needs no torch, such as starting processes
             of the backend's own. Called once the backend is chosen, in the process that will import `backend`, while
-            torch is still being imported. It must return at once, import nothing heavy, and not raise; the device may
-            never be opened.
+            torch is still being imported. It must return at once, import nothing heavy, and not raise. It returns a
+            function that ends what it began, which is called when the engine is there, or when none is to be.
         options: "module:schema" of the `[backend_options.NAME]` table, if the backend takes options.
         environment: variables that the vendor's libraries read when they are loaded. Core sets those that are not set
             before it imports `backend`, in processes that use the device and nowhere else. There it may set those of

@@ -32,7 +32,7 @@ from drivetrain_plugins.contract.model import DecoderSpec, NormSpec
 from drivetrain_plugins.import_string import import_object
 from drivetrain_triton.arch import GpuArch
 from drivetrain_triton.cross_compile import absent_gpu
-from drivetrain_triton.device import compilers
+from drivetrain_triton.device import compilation, compilers
 from drivetrain_triton.device.compilation import plain_variants
 from drivetrain_triton.device.compilers import Compilers, begin_compilers
 from drivetrain_triton.device.gpu_device import GpuDevice
@@ -96,11 +96,10 @@ def test_a_device_finds_every_plain_kernel_compiled(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(driver, "_active", absent_gpu(arch.name))
-    monkeypatch.setattr(compilers, "LEAST_PROCESSORS", 1)
-    monkeypatch.setattr(compilers, "PROCESSORS_A_PROCESS", 1)
-    monkeypatch.setattr(compilers, "MOST_PROCESSES", 1)
+    monkeypatch.setattr(compilers, "usable_cores", lambda: compilers.LEAST_PROCESSORS)
+    monkeypatch.setattr(compilers, "available_memory_bytes", lambda: compilers.MEMORY_A_PROCESS)
     monkeypatch.setattr(compilers, "LEAST_THREADS", 0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(compilation, "usable_cores", lambda: 2)
     list_variants: Callable[..., list[Variant]] = import_object(listing)  # type: ignore[assignment]
     begin_compilers(listing)
     begun = compilers._begun.get()

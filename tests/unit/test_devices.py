@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
-from drivetrain import devices
+from drivetrain import assembly, devices
 from drivetrain.config import EngineConfig
 from drivetrain.errors import ConfigError, Unsupported
 from drivetrain_plugins.spec import BackendSpec
 from fakes.fresh_python import printed_by
+from fakes.tiny_model import write_tiny_model
 from fakes.waiting import LIMIT_S
 
 
@@ -90,31 +93,56 @@ def test_options_that_a_backend_does_not_have_are_refused_by_name(table: dict[st
 
 
 class Begun:
-    """What a backend begins early, and how often it did."""
+    """What a backend did early, in order."""
 
-    times = 0
+    events: ClassVar[list[str]] = []
 
     @classmethod
-    def begin(cls) -> None:
-        assert os.environ["ACME_A"] == "1", "in its environment"
-        cls.times += 1
+    def begin(cls) -> Callable[[], None]:
+        cls.events.append(f"begun with ACME_A={os.environ['ACME_A']}")
+        return lambda: cls.events.append("ended")
+
+    @classmethod
+    def begin_for_ever(cls) -> None:
+        cls.events.append("begun")
 
 
-def test_a_backend_begins_early_what_takes_long_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Begun, "times", 0)
-    monkeypatch.setenv("ACME_A", "1")
-    chosen = spec("acme", backend="drivetrain.no_such_module:Backend", early=f"{__name__}:Begun.begin")
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.delenv("ACME_A", raising=False)
+    monkeypatch.setattr(Begun, "events", [])
+    return Begun.events
+
+
+def test_what_a_backend_begins_early_ends_with_an_engine_that_is_refused(
+    events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = spec("acme", backend="drivetrain.no_such_module:Backend", early=f"{__name__}:Begun.begin", ACME_A="1")
+    monkeypatch.setattr(assembly, "choose", lambda *_: chosen)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        devices.open_device(EngineConfig(model="m"), chosen)
-    assert Begun.times == 1
+        assembly.assemble(EngineConfig(model=str(write_tiny_model(tmp_path))))
+    assert events == ["begun with ACME_A=1", "ended"]
 
 
-def test_nothing_is_begun_for_options_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Begun, "times", 0)
+def test_what_a_backend_begins_early_goes_on_until_its_engine_is_ready(events: list[str]) -> None:
+    chosen = spec("acme", early=f"{__name__}:Begun.begin", ACME_A="1")
+    with devices.begun_early(EngineConfig(model="m"), chosen):
+        assert events == ["begun with ACME_A=1"]
+    assert events[1:] == ["ended"]
+
+
+def test_a_backend_must_say_what_ends_what_it_began(events: list[str]) -> None:
+    chosen = spec("acme", early=f"{__name__}:Begun.begin_for_ever")
+    with pytest.raises(Unsupported, match="returned None, expected what ends it"):
+        devices.begun_early(EngineConfig(model="m"), chosen).__enter__()
+    assert events == ["begun"]
+
+
+def test_nothing_is_begun_for_options_that_are_refused(events: list[str]) -> None:
+    config = EngineConfig(model="m", backend_options={"acme": {"threads": 2}})
     with pytest.raises(ConfigError, match="takes no options"):
-        config = EngineConfig(model="m", backend_options={"acme": {"threads": 2}})
-        devices.open_device(config, spec("acme", early=f"{__name__}:Begun.begin"))
-    assert Begun.times == 0
+        devices.begun_early(config, spec("acme", early=f"{__name__}:Begun.begin")).__enter__()
+    assert not events
 
 
 def test_a_backend_without_options_takes_none() -> None:

@@ -54,6 +54,18 @@ def test_a_ready_backend_gives_its_devices(packages: PluginPackages) -> None:
     assert "acme_probe" not in sys.modules
 
 
+def test_a_probe_imports_nothing_from_the_folder_that_it_is_started_in(
+    packages: PluginPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.install("acme")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise SystemExit('a file of that name lay here')\n")
+    monkeypatch.chdir(folder)
+    (state,) = probe_backends([found("acme")], time_limit_s=LIMIT_S)
+    assert (state.status, state.reason) == (Status.READY, "")
+
+
 def test_a_backend_that_is_not_ready_gives_its_reason_and_next_step(packages: PluginPackages) -> None:
     state = probe_one(packages, RESULT + "ProbeResult(ready=False, reason='no driver', next_step='load acme.ko')")
     assert state.status is Status.UNAVAILABLE

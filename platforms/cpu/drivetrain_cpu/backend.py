@@ -14,7 +14,7 @@ from drivetrain_cpu.attention import CpuAttention
 from drivetrain_cpu.communicator import GlooCommunicator
 from drivetrain_cpu.ops import CpuOps
 from drivetrain_cpu.options import CpuOptions
-from drivetrain_cpu.probe import instruction_sets, processor_name, total_memory_bytes, usable_cores
+from drivetrain_cpu.probe import instruction_sets, processor_name
 from drivetrain_cpu.runtime import CpuRuntime
 from drivetrain_cpu.threads import threads_for, warn_if_busy
 from drivetrain_plugins.contract.backend import Backend, Device, RankInfo
@@ -23,6 +23,7 @@ from drivetrain_plugins.contract.communicator import Communicator, SoleRank
 from drivetrain_plugins.contract.executor import ExecutorLimits
 from drivetrain_plugins.contract.shapes import ShapePolicy
 from drivetrain_plugins.errors import BackendError, OutOfMemory
+from drivetrain_plugins.resources import total_memory_bytes, usable_cores
 
 _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Instruction sets that multiply bfloat16 matrices. Without one, torch converts every weight on every use."""

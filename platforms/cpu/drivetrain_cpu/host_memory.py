@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivetrain_cpu.probe import available_memory_bytes, total_memory_bytes
+from drivetrain_plugins.resources import available_memory_bytes, total_memory_bytes
 
 _STATM = Path("/proc/self/statm")
 

@@ -6,8 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from drivetrain_cpu.probe import usable_cores
 from drivetrain_plugins.host import ROOT, text_of
+from drivetrain_plugins.resources import usable_cores
 
 _log = logging.getLogger(__name__)
 _BUSY = 0.5

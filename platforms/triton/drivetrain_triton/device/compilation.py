@@ -7,12 +7,12 @@ first step that needs them. Many threads beside the first requests would take Py
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 
 from drivetrain_plugins.contract.executor import Progress
 from drivetrain_plugins.errors import BackendError
+from drivetrain_plugins.resources import usable_cores
 from drivetrain_triton.device.compilers import Compilers
 from drivetrain_triton.launch import Compilation, Variant, compile_all, prepare_kernels
 
@@ -57,7 +57,7 @@ class Compiling:
         prepare_kernels(variants)
         plain = plain_variants(variants)
         # One processor is left to the thread that loads weights.
-        threads = max(1, min(len(os.sched_getaffinity(0)) - 1, MOST_THREADS))
+        threads = max(1, min(usable_cores() - 1, MOST_THREADS))
         if compilers is None:
             self._plain = compile_all(plain, max_workers=threads)
         else:

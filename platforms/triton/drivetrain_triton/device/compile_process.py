@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from drivetrain_plugins.import_string import import_object
@@ -33,8 +34,6 @@ BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from drivetrain_triton.device.compile_process import main; main(sys.argv[2], int(sys.argv[3]))"
 )
-IDLE_LIMIT_S = 120.0
-"""A parent that opened no model tells nothing: then this process need not stay."""
 LAST_WORK_S = 10.0
 _NICE = 5
 """So that loading weights goes first where processors are few."""
@@ -61,10 +60,12 @@ def main(listing: str, lanes: int) -> None:
         _serve(listing, lanes, told, answers)
         status = 0
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):  # the disk is full
+            traceback.print_exc()
     finally:
         # Without the interpreter's shutdown: it would wait for libraries, and fail over the thread that listens.
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(status)
 
 
@@ -76,7 +77,7 @@ def _serve(listing: str, lanes: int, told: queue.SimpleQueue[bytes], answers: in
 
     list_variants = cast("ListVariants", import_object(listing))
     hash_compiler()
-    line = _next_line(told)
+    line = told.get()
     if not line:
         return
     job = decode_job(line)
@@ -95,7 +96,7 @@ def _serve(listing: str, lanes: int, told: queue.SimpleQueue[bytes], answers: in
 
     say(Ready(kernels=len(variants)))
     with ThreadPoolExecutor(lanes, "compile") as pool:
-        while line := _next_line(told):
+        while line := told.get():
             pool.submit(compile_one, int(line))
         pool.shutdown(cancel_futures=True)
 
@@ -105,14 +106,6 @@ def _compile(variants: Sequence[Variant], index: int) -> Compiled:
         return Compiled(index=index, hash=variants[index].compile())
     except Exception as error:  # the parent says so, and compiles it itself
         return Compiled(index=index, error=f"{type(error).__name__}: {error}"[:2000])
-
-
-def _next_line(told: queue.SimpleQueue[bytes]) -> bytes:
-    """What the parent says next; nothing if it says no more."""
-    try:
-        return told.get(timeout=IDLE_LIMIT_S)
-    except queue.Empty:
-        return b""
 
 
 def _listen(told: queue.SimpleQueue[bytes]) -> None:

@@ -24,12 +24,15 @@ from typing import IO
 
 import msgspec
 
+from drivetrain_plugins.resources import available_memory_bytes, usable_cores
 from drivetrain_triton.device.compile_process import BOOTSTRAP
 from drivetrain_triton.device.compile_words import MAX_LINE_BYTES, Compiled, Ready, Word
 
 LEAST_PROCESSORS = 6
 PROCESSORS_A_PROCESS = 3
 MOST_PROCESSES = 5
+MEMORY_A_PROCESS = 2 << 30
+"""Bytes that must be free for each, which takes a few hundred MB of them."""
 LANES = 2
 """Kernels that a process compiles at once: the front end of one beside the back end of another."""
 LEAST_THREADS = 3
@@ -45,23 +48,31 @@ _log = logging.getLogger(__name__)
 _begun: ContextVar[Compilers | None] = ContextVar("compilers", default=None)
 
 
-def begin_compilers(listing: str) -> None:
+def begin_compilers(listing: str) -> Callable[[], None]:
     """Start processes that will compile a model's kernels, if that is worth it; `taken_compilers` gives them.
 
-    It is where no kernel is compiled yet and there are processors to spare.
+    It is where no kernel is compiled yet and there are processors and memory to spare.
 
     Args:
         listing: "module:function" that lists a model's variants.
+
+    Returns:
+        What ends them, at any time and more than once.
     """
-    others = taken_compilers()
-    if others is not None:
-        others.close()
-    count = num_processes(os.environ, len(os.sched_getaffinity(0)))
-    if count:
-        try:
-            _begun.set(Compilers(listing, count))
-        except OSError as error:
-            _log.warning("no processes that compile kernels can be started, so the start takes longer: %s", error)
+    _begun.set(None)
+    try:
+        count = num_processes(os.environ, usable_cores(), available_memory_bytes())
+        if count:
+            compilers = Compilers(listing, count)
+            _begun.set(compilers)
+            return compilers.close
+    except (OSError, RuntimeError) as error:  # threads that cannot be started are a RuntimeError
+        _log.warning("no processes that compile kernels can be started, so the start takes longer: %s", error)
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def taken_compilers() -> Compilers | None:
@@ -71,20 +82,20 @@ def taken_compilers() -> Compilers | None:
     return compilers
 
 
-def num_processes(environment: Mapping[str, str], processors: int) -> int:
+def num_processes(environment: Mapping[str, str], processors: int, free_bytes: int) -> int:
     """How many processes a start is worth; 0 is none."""
     if processors < LEAST_PROCESSORS or any(environment.get(name) for name in _OWN_WAY):
         return 0
     if _holds_kernels(cache_folder(environment)):
         return 0
-    return min(processors // PROCESSORS_A_PROCESS, MOST_PROCESSES)
+    return min(processors // PROCESSORS_A_PROCESS, free_bytes // MEMORY_A_PROCESS, MOST_PROCESSES)
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
     """Where Triton keeps what it compiled."""
     if own := environment.get("TRITON_CACHE_DIR"):
         return Path(own)
-    return Path(environment.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
+    return Path(environment.get("TRITON_HOME") or os.path.expanduser("~")) / ".triton" / "cache"
 
 
 def _holds_kernels(folder: Path) -> bool:
@@ -107,7 +118,7 @@ class Compilers:
         try:
             for _ in range(count):
                 self._processes.append(CompilerProcess(listing, LANES))
-        except OSError:
+        except (OSError, RuntimeError):
             self.close()
             raise
         # A place is where one variant is compiled at a time: a lane of a process, or, None, a thread here. There are
@@ -186,12 +197,12 @@ class CompilerProcess:
         path = json.dumps([str(folder) for folder in sys.path])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, path, listing, str(lanes)],
+                [sys.executable, "-P", "-c", BOOTSTRAP, path, listing, str(lanes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                # No GPU is for it, and its threads are its lanes.
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                # No GPU is for it: HIP takes an empty list for none given. Its threads are its lanes.
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"},
             )
         except OSError:
             self._errors.close()
@@ -202,7 +213,12 @@ class CompilerProcess:
         self._over = False
         self._reason = ""
         self._thread = threading.Thread(target=self._live, name="compiler", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.close()
+            self._bury()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -231,8 +247,8 @@ class CompilerProcess:
         except TimeoutError:
             self.end(f"did not compile variant {index} within {KERNEL_LIMIT_S:g} s")
             return ""
-        if word is not None and word.error:
-            _log.warning("a process could not compile variant %d, so this one tries: %s", index, word.error)
+        if word is not None and word.error:  # others would fail alike, as where no cache can be written
+            self.end(f"could not compile variant {index}: {word.error}")
         return "" if word is None else word.hash
 
     def end(self, reason: str) -> None:
