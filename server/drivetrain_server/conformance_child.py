@@ -39,7 +39,7 @@ def check_backend(
     """
     spec = state.spec
     assert spec is not None, "a ready backend has a spec"
-    command = [sys.executable, "-m", "drivetrain_plugins.conformance", spec.backend, json.dumps(dict(options))]
+    command = [sys.executable, "-P", "-m", "drivetrain_plugins.conformance", spec.backend, json.dumps(dict(options))]
     command.append(json.dumps(list(levels)))
     environment = dict(spec.environment) | os.environ
     child = subprocess.Popen(

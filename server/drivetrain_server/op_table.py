@@ -58,7 +58,7 @@ def op_table(backend: str, options: Mapping[str, object], *, time_limit_s: float
     Raises:
         BackendError: it could not be opened, with its own words.
     """
-    command = [sys.executable, "-m", "drivetrain_server.op_table", backend, json.dumps(dict(options))]
+    command = [sys.executable, "-P", "-m", "drivetrain_server.op_table", backend, json.dumps(dict(options))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit_s, check=False)
     except subprocess.TimeoutExpired as error:

@@ -31,6 +31,16 @@ def checking(tmp_path: Path) -> Iterator[GrammarChecker]:
     made.close()
 
 
+async def test_the_process_imports_nothing_from_the_folder_that_it_is_started_in(
+    checking: GrammarChecker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "msgspec.py").write_text("raise SystemExit('a file of that name lay here')\n")
+    monkeypatch.chdir(folder)
+    await checking.check(Grammar(kind="json_schema", value='{"type": "integer"}'))
+
+
 def pid_of(checking: GrammarChecker) -> int:
     assert checking._process is not None
     return checking._process.pid

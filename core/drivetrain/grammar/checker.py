@@ -121,7 +121,7 @@ class GrammarChecker:
     def _start(self) -> subprocess.Popen[bytes]:
         # One thread, so that it can fork.
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "drivetrain.grammar.check_process"]
+        command = [sys.executable, "-P", "-m", "drivetrain.grammar.check_process"]
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0

@@ -34,7 +34,7 @@ class EngineProcess:
             socket_path = str(Path(self._folder.name) / "engine.sock")
         self.socket_path = socket_path
         Path(socket_path).unlink(missing_ok=True)  # of an engine that died
-        command = [sys.executable, "-m", "drivetrain.process.worker", self.socket_path]
+        command = [sys.executable, "-P", "-m", "drivetrain.process.worker", self.socket_path]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         self._status: Future[int] = Future()
         threading.Thread(target=self._watch, name="engine status", daemon=True).start()

@@ -161,7 +161,7 @@ class Fleet:
     async def _run_member(self, seat: _Seat, *, late: bool) -> None:
         ours, theirs = socket.socketpair()
         numbers = (seat.listener.fileno(), theirs.fileno())
-        command = [sys.executable, "-m", "drivetrain_server.fleet.member", *map(str, numbers)]
+        command = [sys.executable, "-P", "-m", "drivetrain_server.fleet.member", *map(str, numbers)]
         with theirs:
             process = seat.process = subprocess.Popen(command, pass_fds=numbers)
         channel = seat.channel = await Channel[FromMember].open(ours, msgspec.msgpack.Decoder(FromMember))

@@ -30,8 +30,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """
     if not REQUIREMENT.fullmatch(requirement):
         raise ConfigError(f"pip: got {requirement!r}, expected NAME or NAME==VERSION")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), "--", requirement]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), "--", requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
