@@ -38,6 +38,12 @@ from drivetrain_triton.launch import compile_all, recording
 PAGE = 64
 STEPS = {
     "1x512": [512],
+    "1x640": [640],
+    "8x640": [640] * 8,
+    "32x640": [640] * 32,
+    "64x640": [640] * 64,
+    "256x192": [128 + row % 129 for row in range(256)],
+    "128x1100": [200 + 14 * row for row in range(128)],
     "1x4096": [4096],
     "1x32768": [32768],
     "8x1024": [1024] * 8,
@@ -47,6 +53,8 @@ STEPS = {
     "256x600": [100 + 4 * row for row in range(256)],
     "1x32768+63x512": [32768] + [512] * 63,
 }
+CASCADES = ((8, 2048, 200), (64, 2048, 200), (128, 2048, 200), (256, 2048, 64), (16, 8192, 200), (32, 16384, 200))
+"""Rows, shared tokens, and the fewest of their own; each row has one more than the row before."""
 TINY_STEPS = {"2x40": [40, 9]}
 RAGGED = [1, 63, 64, 65, 700, 1500, 5000]
 COLD_BYTES = 300 << 20
@@ -278,7 +286,7 @@ def _layers(lengths: Sequence[int], heads: tuple[int, ...], *, tiny: bool) -> in
 
 def _cascade(attention: CudaAttention, heads: tuple[int, ...], device: torch.device) -> None:
     """Rows with a common prefix: the same step with and without being told."""
-    for rows, prefix, own in ((8, 2048, 200), (32, 2048, 200), (128, 2048, 200), (32, 16384, 200)):
+    for rows, prefix, own in CASCADES:
         lengths = [prefix + own + row for row in range(rows)]
         step = make_step(lengths, heads, device, layers=8, shared=prefix)  # type: ignore[arg-type]
         got, expected = run(attention, step)[0].float(), truth(step)
